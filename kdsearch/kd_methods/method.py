@@ -1,0 +1,192 @@
+"""The contract of the catalogue: what a KD method declares and what it computes. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals, Softened, View
+from kdsearch.parameters import Declared
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a staged training: its share of the budget and what is optimised in it.
+
+    `terms` is "own" (only the terms of the method that declares the stage), "others" (every other term) or "all";
+    `labels` says whether the hard-label cross-entropy takes part.
+    """
+
+    name: str
+    share: float
+    terms: str = "all"
+    labels: bool = True
+
+
+class KDMethod(Declared):
+    """One entry of the catalogue. A subclass is one file; everything but `name`, `title` and the loss is optional.
+
+    Class attributes:
+        name, slot: the key it registers under and the kind of choice it is in a recipe.
+        title, paper, year: what it is and where it comes from.
+        needs: the signals its loss reads.
+        branches: edits the student must offer (a distillation token, say); the space pairs it with such students only.
+        pairing: None where the recipe's layer pairing applies, else the one policy that the method is defined for.
+        spatial: reads maps larger than 1×1; the space keeps it away from stages without any.
+        same_classes: compares logits class by class, so that teacher and student need the same classes.
+        functional: the loss as a pure function, reached as `kdsearch.kd_methods.functional.<name>`.
+    """
+
+    slot: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    needs: ClassVar[Needs] = Needs()
+    branches: ClassVar[frozenset[str]] = frozenset()
+    pairing: ClassVar[str | None] = None
+    spatial: ClassVar[bool] = False
+    same_classes: ClassVar[bool] = False
+    functional: ClassVar[Callable[..., Any] | None] = None
+
+    parts: Any = None
+    """What `bind` built, set by whoever trains; trained with the student, absent from its size and its export."""
+
+    def views(self) -> tuple[View, ...]:
+        """Extra inputs, beside the batch itself."""
+        return ()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a staged method; empty where one stage with all terms will do."""
+        return ()
+
+    def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module | None:
+        """Projectors, banks, heads: built once per training, before its first step. Buffers survive a resume.
+
+        Raises:
+            ValueError: student and teacher cannot be joined by this method; the message says why.
+        """
+        return None
+
+    def prepare(self, teacher: nn.Module, data: Any) -> dict[str, Tensor] | None:
+        """Work on the teacher alone, done once and cached by content; the result is handed to `bind`'s parts."""
+        return None
+
+    def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
+        """The term's value, a scalar, without its outer weight."""
+        raise TypeError(f"{self.name} is a {self.slot} method and has no loss of its own")
+
+    def export(self, student: nn.Module) -> nn.Module:
+        """The network to hand out. The trained student itself, unless the method says that more of it stays."""
+        return student
+
+
+class LossMethod(KDMethod):
+    """A method that fills a loss slot: logits, features, relations or tokens. Its `weight` is a hyper-parameter."""
+
+    weight: float
+
+
+class LogitMethod(LossMethod):
+    """A loss on logits."""
+
+    slot = "logits"
+    needs = Needs.of(Need.LOGITS)
+    same_classes = True
+
+    def soften(self, student: Signals, teacher: Signals, batch: Batch) -> Softened:
+        """Logits and temperature under the recipe's temperature policy, or at the term's own temperature."""
+        if batch.soften is not None:
+            return batch.soften(student.logits, teacher.logits, batch)
+        return Softened(student.logits, teacher.logits, getattr(self, "temperature", 1.0))
+
+
+class FeatureMethod(LossMethod):
+    """A loss on stage features, paired and in order of depth."""
+
+    slot = "features"
+    needs = Needs.of(Need.FEATURES)
+
+
+class RelationMethod(LossMethod):
+    """A loss on how the samples of a batch relate to one another."""
+
+    slot = "relations"
+
+
+class TokenMethod(LossMethod):
+    """A loss on tokens or token heads of a vision transformer."""
+
+    slot = "tokens"
+
+
+class TemperatureMethod(KDMethod):
+    """How logits are softened. `constant` leaves each term its own temperature."""
+
+    slot = "temperature"
+
+    def soften(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> Softened:
+        """Transformed logits and the temperature for every logit term of the recipe."""
+        raise TypeError(f"{self.name} does not soften")
+
+
+class TargetMethod(KDMethod):
+    """Where labels or soft labels come from. May add a term of its own (`weight`) and scale the cross-entropy."""
+
+    slot = "targets"
+
+    def label_weight(self) -> float:
+        """Factor on the hard-label cross-entropy."""
+        return 1.0
+
+
+class ScheduleMethod(KDMethod):
+    """When, and how strongly, the distillation terms act."""
+
+    slot = "schedule"
+
+    def distillation_weight(self, progress: float) -> float:
+        """Factor on every distillation term, at a share of the training in [0, 1)."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """What is shown: how a view is made of a sample. Mixing strengths are Beta parameters; 0 switches mixing off."""
+
+    augment: bool = True
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+
+
+class DataMethod(KDMethod):
+    """What is shown, to student and teacher alike."""
+
+    slot = "data"
+    needs_teacher: ClassVar[bool] = False  # a recipe without a logit term cannot use it
+
+    def policy(self) -> ViewPolicy:
+        return ViewPolicy()
+
+    def label_weight(self) -> float:
+        """Factor on the hard-label cross-entropy."""
+        return 1.0
+
+
+class OptimizerMethod(KDMethod):
+    """How the student's parameters move."""
+
+    slot = "optimizer"
+    split_gradients: ClassVar[bool] = False  # wants task and distillation gradients apart
+
+    def build(self, parameters: list[Tensor]) -> Any:
+        """A torch optimizer over these parameters at the declared learning rate.
+
+        With `split_gradients` it offers `step_split(task_gradients, distillation_gradients)`, either list holding None
+        where a parameter has no such gradient.
+        """
+        raise TypeError(f"{self.name} builds no optimizer")

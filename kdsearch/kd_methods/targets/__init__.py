@@ -1,0 +1,1 @@
+"""Where labels and soft labels come from."""

@@ -1,0 +1,1 @@
+"""Who teaches, and in which order."""

@@ -1,0 +1,51 @@
+"""Read a golden file: cases with their inputs as torch tensors, and the comparison of a loss and its gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from goldens.inputs import make_all
+
+FOLDER = Path(__file__).parent.parent / "goldens"
+
+
+def cases(path: str) -> Iterator[Any]:
+    """pytest parameters (case, arrays), one per case of `<path>.json`, named after it."""
+    document = json.loads((FOLDER / f"{path}.json").read_text())
+    for case in document["cases"]:
+        arrays = make_all(case.get("inputs") or document.get("inputs") or {})
+        yield pytest.param(case, arrays, id=case["name"])
+
+
+def tensors(arrays: dict[str, np.ndarray], *differentiable: str) -> dict[str, torch.Tensor]:
+    """float64 (or int64) tensors of the arrays; the named ones ask for a gradient."""
+    out = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    for name in differentiable:
+        out[name].requires_grad_(True)
+    return out
+
+
+def agrees(case: dict[str, Any], loss: torch.Tensor, inputs: dict[str, torch.Tensor], *, rtol: float = 1e-9) -> None:
+    """The loss and every recorded gradient of `inputs` equal the golden ones."""
+    assert loss.item() == pytest.approx(case["loss"], rel=rtol, abs=1e-11)
+    for name, expected in case.get("grad", {}).items():
+        if name not in inputs:
+            continue
+        (grad,) = torch.autograd.grad(loss, inputs[name], retain_graph=True, allow_unused=True)
+        grad = torch.zeros_like(inputs[name]) if grad is None else grad
+        flat = grad.detach().reshape(-1).numpy()
+        scale = max(float(expected["l2"]), 1e-6)
+        assert float(np.linalg.norm(flat)) == pytest.approx(expected["l2"], rel=rtol * 10, abs=1e-11)
+        np.testing.assert_allclose(flat[:5], expected["first5"], rtol=rtol * 10, atol=1e-11 * max(1.0, scale))
+        np.testing.assert_allclose(flat[-5:], expected["last5"], rtol=rtol * 10, atol=1e-11 * max(1.0, scale))
+        if "all" in expected:
+            np.testing.assert_allclose(flat, np.ravel(expected["all"]), rtol=rtol * 10, atol=1e-11 * max(1.0, scale))
+
+
+Function = Callable[..., torch.Tensor]
