@@ -106,6 +106,18 @@ class Choices:
         return f"{self.default} {{{', '.join(str(o) for o in self.searched or self.options)}}}"
 
 
+@dataclass(frozen=True)
+class TextChoices(Choices):
+    """Free text, such as the name of a model in another library. Any text is legal; a search draws from `searched`."""
+
+    kind: ClassVar[str] = "text"
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str) or not value or value != value.strip():
+            raise ValueError(f"must be a text without blanks around it, not {value!r}")
+        return value
+
+
 Parameter = FloatRange | IntRange | Choices
 
 
@@ -146,7 +158,12 @@ def Flag(default: bool, *, searched: Sequence[bool] = (), doc: str = "") -> Any:
     return Choices(default, (False, True), tuple(searched) or (default,), doc)
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(Float, Int, Choice, Flag))
+def Text(default: str, *, searched: Sequence[str] = (), doc: str = "") -> Any:
+    """Free text that is checked where it is used. Fixed at its default in a search unless `searched` says otherwise."""
+    return TextChoices(default, (default,), tuple(searched), doc)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(Float, Int, Choice, Flag, Text))
 class Declared:
     """Base of everything that declares hyper-parameters as class attributes.
 

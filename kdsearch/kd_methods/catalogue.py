@@ -1,4 +1,6 @@
-"""The table of all methods. Filled on first use by importing every file of the slots' folders, none of which needs torch."""
+"""The table of all methods. Filled on first use by importing every file of the slots' folders, none of which needs
+torch.
+"""
 
 from __future__ import annotations
 

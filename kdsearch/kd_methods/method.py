@@ -38,6 +38,7 @@ class KDMethod(Declared):
         pairing: None where the recipe's layer pairing applies, else the one policy that the method is defined for.
         spatial: reads maps larger than 1×1; the space keeps it away from stages without any.
         same_classes: compares logits class by class, so that teacher and student need the same classes.
+        ce_weight: the published weight of the hard-label cross-entropy beside this method.
         functional: the loss as a pure function, reached as `kdsearch.kd_methods.functional.<name>`.
     """
 
@@ -50,6 +51,7 @@ class KDMethod(Declared):
     pairing: ClassVar[str | None] = None
     spatial: ClassVar[bool] = False
     same_classes: ClassVar[bool] = False
+    ce_weight: ClassVar[float] = 1.0
     functional: ClassVar[Callable[..., Any] | None] = None
 
     parts: Any = None

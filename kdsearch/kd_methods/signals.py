@@ -70,12 +70,43 @@ class Signals:
             features=[f.detach() for f in self.features],
             preact=[f.detach() for f in self.preact],
             embedding=cut(self.embedding),
-            classifier=None
-            if self.classifier is None
-            else (self.classifier[0].detach(), cut(self.classifier[1])),
+            classifier=None if self.classifier is None else (self.classifier[0].detach(), cut(self.classifier[1])),
             input_gradient=cut(self.input_gradient),
             distillation_head=cut(self.distillation_head),
             views={name: view.detach() for name, view in self.views.items()},
+        )
+
+    def rows(self, start: int, stop: int) -> Signals:
+        """The answer to a part of the batch."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[start:stop]
+
+        return Signals(
+            logits=self.logits[start:stop],
+            features=[f[start:stop] for f in self.features],
+            preact=[f[start:stop] for f in self.preact],
+            embedding=cut(self.embedding),
+            classifier=self.classifier,
+            input_gradient=cut(self.input_gradient),
+            distillation_head=cut(self.distillation_head),
+        )
+
+    def float(self) -> Signals:
+        """The same signals in float32: losses are computed outside autocast."""
+
+        def up(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.float()
+
+        return replace(
+            self,
+            logits=self.logits.float(),
+            features=[f.float() for f in self.features],
+            preact=[f.float() for f in self.preact],
+            embedding=up(self.embedding),
+            input_gradient=up(self.input_gradient),
+            distillation_head=up(self.distillation_head),
+            views={name: view.float() for name, view in self.views.items()},
         )
 
     def select(self, stages: list[int]) -> Signals:
@@ -136,8 +167,8 @@ class View:
 class StageSpec:
     """A stage of a model, measured in a dry forward pass.
 
-    `kind` is "map" (channels, size = H, W) or "token" (channels = D, size = patch grid, `prefix` class tokens in front);
-    `depth` is the share of the model's layers that lie before its end, in (0, 1].
+    `kind` is "map" (channels, size = H, W) or "token" (channels = D, size = patch grid, `prefix` class tokens in
+    front); `depth` is the share of the model's layers that lie before its end, in (0, 1].
     """
 
     path: str
@@ -150,13 +181,17 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a method may know of a model when it builds its projectors. `stages` are the paired ones, in order."""
+    """What a method may know of a model when it builds its projectors. `stages` are the paired ones, in order.
+
+    `classifier` is the path of the layer that gives the logits, None where that is no linear layer.
+    """
 
     stages: tuple[StageSpec, ...]
     classes: int
     input_shape: tuple[int, int, int]
     embedding: int | None = None
     parameters: int = 0
+    classifier: str | None = None
 
 
 @dataclass(frozen=True)

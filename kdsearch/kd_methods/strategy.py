@@ -59,11 +59,16 @@ class Plan:
 
 @dataclass
 class Lesson:
-    """One pairing of a learner's signals with a teacher's, and its share of the distillation objective."""
+    """One pairing of a learner's signals with a teacher's, and its share of the distillation objective.
+
+    `supplier` is the name in the plan's `teachers` that the teacher's signals came from; terms keep projectors for
+    each.
+    """
 
     student: Signals
     teacher: Signals
     weight: float = 1.0
+    supplier: str = TEACHER
 
 
 ALL_SIGNALS = frozenset(Need)
@@ -87,9 +92,9 @@ class TeachingStrategy(KDMethod):
         return Plan()
 
     def lessons(self, student: Signals, teachers: dict[str, list[Signals]], batch: Batch) -> list[Lesson]:
-        """Pairings of this step; the shares sum to one. `teachers` holds each supplier's signals, detached."""
-        supplied = [signals for name in self.plan().teachers for signals in teachers[name]]
-        return [Lesson(student, signals, 1.0 / len(supplied)) for signals in supplied]
+        """Pairings of this step, with their shares. `teachers` holds each supplier's signals, detached."""
+        supplied = [(name, signals) for name in self.plan().teachers for signals in teachers[name]]
+        return [Lesson(student, signals, 1.0 / len(supplied), name) for name, signals in supplied]
 
     def supervise(self, student: Signals, batch: Batch) -> Tensor | None:
         """Label losses beside the main cross-entropy: those of early exits, say."""

@@ -47,6 +47,7 @@ class KD(LogitMethod):
     title = "Distilling the Knowledge in a Neural Network"
     paper = "arXiv 1503.02531"
     year = 2015
+    ce_weight = 0.1
     functional = staticmethod(kd)
 
     weight: float = Float(0.9, low=0.1, high=10, log=True)

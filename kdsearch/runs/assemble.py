@@ -1,0 +1,152 @@
+"""From a config to the things it names: settings, data, teacher, world, ladder, space, engine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kdsearch.errors import UserError
+from kdsearch.kd_methods import METHODS, ModelSpec
+from kdsearch.runs import datasets, teacher
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.data import Data
+from kdsearch.runs.engines import Engine
+from kdsearch.runs.engines.local import LocalEngine
+from kdsearch.runs.engines.pool import PoolEngine
+from kdsearch.runs.folder import RunFolder
+from kdsearch.runs.jobs import Ladder
+from kdsearch.runs.settings import Settings, pick_device
+from kdsearch.runs.trial import Runner
+from kdsearch.runs.world import World
+from kdsearch.search_space.space import SearchSpace
+
+
+def settings(config: RunConfig) -> Settings:
+    fidelity = config.fidelity
+    return Settings(
+        epochs=fidelity.epochs,
+        batch_size=fidelity.batch_size,
+        views=fidelity.views or fidelity.epochs,
+        precision=fidelity.precision,
+        channels_last=fidelity.channels_last,
+        evaluations=fidelity.evaluations,
+        cache_limit=int(fidelity.cache_limit_mib * 2**20),
+        checkpoint_seconds=fidelity.checkpoint_seconds,
+    )
+
+
+def data(config: RunConfig, device: torch.device) -> Data:
+    given = config.data
+    return datasets.load(
+        given.name,
+        root=given.root,
+        validation=given.validation,
+        samples=given.samples,
+        image_size=given.image_size,
+        shift=given.shift,
+        flip=given.flip,
+        crop=given.crop,
+        loader_workers=given.loader_workers,
+        device=device,
+    )
+
+
+def ladder(config: RunConfig) -> Ladder:
+    rungs = tuple(rung.fidelity() for rung in config.fidelity.rungs)
+    limits = config.limits
+    return Ladder(
+        rungs,
+        tuple(config.proxies.names),
+        config.proxies.prune_by,
+        max_parameters=limits.parameters,
+        max_macs=limits.macs,
+    )
+
+
+def cache(config: RunConfig, folder: Path) -> Path:
+    return Path(config.cache).expanduser() if config.cache else folder / "cache"
+
+
+def plugins(names: list[str]) -> None:
+    """Import the modules a config lists; their classes register themselves.
+
+    Raises:
+        UserError: a module that cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"plugins: cannot import {name!r}: {error}") from None
+
+
+def world(config: RunConfig, folder: Path, device: str, progress: teacher.Progress | None = None) -> World:
+    """Data and teacher on a device. The teacher is trained here if it is not there yet."""
+    target = pick_device(device)
+    loaded, how = data(config, target), settings(config)
+    model = teacher.prepare(config, loaded, how, cache(config, folder), progress)
+    return World(loaded, model, how, cache(config, folder), config.metric, config.seed)
+
+
+def runner(folder: str, device: str) -> Runner:
+    """What a worker process builds: everything from the run's folder."""
+    place = RunFolder(folder)
+    config = place.read()
+    plugins(config.plugins)
+    return Runner(world(config, place.path, device), ladder(config), place.path)
+
+
+def space(config: RunConfig, model: ModelSpec | None, classes: int) -> SearchSpace:
+    """The config's space; methods that compare logits class by class leave it when the teacher has other classes."""
+    found = SearchSpace.from_dict(config.space)
+    if model is not None and model.classes != classes:
+        for slot, entries in found.options.items():
+            if slot in ("student", "transform"):
+                continue
+            for name in [n for n in entries if n in METHODS and METHODS[n].same_classes]:
+                del entries[name]
+    return found
+
+
+def workers(config: RunConfig) -> list[str]:
+    """The devices of the local workers: a core each, or a GPU each where there are several."""
+    engine = config.engine
+    device = pick_device(engine.device)
+    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
+    if gpus > 1:
+        count = engine.workers or gpus
+        return [f"cuda:{k % gpus}" for k in range(count)]
+    count = engine.workers or (len(os.sched_getaffinity(0)) if device.type == "cpu" else 1)
+    return [str(device)] * count
+
+
+def engine(config: RunConfig, place: RunFolder, here: World) -> Engine:
+    """The engine of the config.
+
+    Raises:
+        UserError: Ray is asked for and not installed.
+    """
+    if config.engine.name == "ray":
+        try:
+            from kdsearch.runs.engines.ray import RayEngine
+        except ImportError:
+            raise UserError("engine.name: ray is not installed; pip install 'kdsearch[ray]'") from None
+        return RayEngine(partial(runner, str(place.path)), config.engine)
+    devices = workers(config)
+    if len(devices) == 1:
+        return LocalEngine(Runner(here, ladder(config), place.path))
+    return PoolEngine(partial(runner, str(place.path)), devices)
+
+
+def baseline_defaults(found: SearchSpace) -> dict[str, object]:
+    """The published answers of a space by decision: what a searcher may try first at each."""
+    answers: dict[str, object] = {}
+    for slot, entries in found.options.items():
+        prefix = "student" if slot in ("student", "transform") else slot
+        for name, hyper in entries.items():
+            answers |= {f"{prefix}.{name}.{key}": parameter.default for key, parameter in hyper.items()}
+    return answers

@@ -1,0 +1,339 @@
+"""The run config: YAML in, every problem reported at once, each with its file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kdsearch import proxies as proxy_room
+from kdsearch import searchers as searcher_room
+from kdsearch.errors import UserError
+from kdsearch.registry import nearest
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.search_space.recipe import Recipe
+from kdsearch.search_space.space import SearchSpace
+
+DEFAULT = Path(__file__).parent / "default.yaml"
+METRICS = Literal["accuracy", "balanced_accuracy", "top5", "nll"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """What to learn from. `root` is a local folder; nothing is downloaded."""
+
+    name: str = "digits"
+    root: str | None = None
+    validation: float | None = Field(None, gt=0, lt=0.9)
+    samples: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=8)
+    shift: int | None = Field(None, ge=0)
+    flip: bool | None = None
+    crop: float | None = Field(None, gt=0, le=1)
+    loader_workers: int = Field(0, ge=0)
+
+
+class TeacherConfig(Section):
+    """Who teaches: a family or timm model by name, from a checkpoint, or trained here once for `epochs`."""
+
+    model: dict[str, Any] | str = "cnn"
+    checkpoint: str | None = None
+    epochs: int = Field(60, ge=1)
+    classes: int | None = Field(None, ge=2)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+class SearcherConfig(Section):
+    name: str = "mcts"
+    options: dict[str, Any] = Field(default_factory=dict)
+    published: float = Field(0.1, ge=0, le=1)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in searcher_room.names():
+            raise ValueError(nearest(value, searcher_room.names()))
+        return value
+
+
+class ProxyConfig(Section):
+    """Training-free scores; `prune_by` prunes what ranks below `quantile` of at least `minimum` students seen."""
+
+    names: list[str] = Field(default_factory=lambda: ["diswot", "params", "macs", "synflow"])
+    prune_by: str | None = "diswot"
+    quantile: float = Field(0.1, ge=0, lt=1)
+    minimum: int = Field(10, ge=2)
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in proxy_room.names():
+                raise ValueError(f"{name!r}: {nearest(name, proxy_room.names())}")
+        return value
+
+    @model_validator(mode="after")
+    def _scored(self) -> ProxyConfig:
+        if self.prune_by is not None and self.names and self.prune_by not in self.names:
+            raise ValueError(
+                f"prune_by: {self.prune_by!r} is not among the scored proxies; {nearest(self.prune_by, self.names)}"
+            )
+        return self
+
+
+class RungConfig(Section):
+    name: str
+    epochs: float = Field(1.0, gt=0, le=1)
+    data: float = Field(1.0, gt=0, le=1)
+    keep: float = Field(1.0, gt=0, le=1)
+    resolution: float = Field(1.0, gt=0, le=1)
+
+    def fidelity(self) -> Fidelity:
+        return Fidelity(self.name, self.epochs, self.data, self.keep, self.resolution)
+
+
+class FidelityConfig(Section):
+    """The full training and the cheaper rungs before it."""
+
+    epochs: int = Field(15, ge=1)
+    batch_size: int = Field(64, ge=1)
+    views: int | None = Field(None, ge=1)
+    rungs: list[RungConfig] = Field(
+        default_factory=lambda: [
+            RungConfig(name="sparse", epochs=0.4, data=0.5, keep=0.5),
+            RungConfig(name="third", epochs=1 / 3),
+            RungConfig(name="full"),
+        ]
+    )
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool | None = None
+    evaluations: int = Field(5, ge=1)
+    cache_limit_mib: float = Field(2048, ge=0)
+    checkpoint_seconds: float = Field(300, gt=0)
+
+    @model_validator(mode="after")
+    def _ladder(self) -> FidelityConfig:
+        names = [rung.name for rung in self.rungs]
+        if not self.rungs or not self.rungs[-1].fidelity().full:
+            raise ValueError("rungs: the last one must be a full training (epochs, data, keep and resolution 1)")
+        if len(set(names)) < len(names) or {"proxies", "final"} & set(names):
+            raise ValueError(f"rungs: names must differ from one another and from 'proxies' and 'final', not {names}")
+        return self
+
+
+class PrunerConfig(Section):
+    """What stops a trial between rungs: Optuna's successive halving (asynchronous), median, or nothing."""
+
+    name: Literal["asha", "median", "none"] = "asha"
+    reduction: int = Field(3, ge=2, le=8)
+    startup: int = Field(5, ge=0)
+
+
+class FinalsConfig(Section):
+    """The last comparison: this many recipes beside the baselines, each under this many seeds."""
+
+    recipes: int = Field(3, ge=1)
+    seeds: int = Field(5, ge=1)
+
+
+class LimitsConfig(Section):
+    parameters: int | None = Field(None, ge=1)
+    macs: float | None = Field(None, gt=0)
+
+
+class BudgetConfig(Section):
+    trials: int | None = Field(40, ge=1)
+    seconds: float | None = Field(None, gt=0)
+
+    @field_validator("seconds", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        return parse_duration(value) if isinstance(value, str) else value
+
+
+class EngineConfig(Section):
+    """Where trials run. `workers: null` takes one per core (per GPU where there are several)."""
+
+    name: Literal["local", "ray"] = "local"
+    workers: int | None = Field(None, ge=1)
+    device: str = "auto"
+    gpus_per_trial: float = Field(1.0, gt=0)
+    cpus_per_trial: float = Field(1.0, gt=0)
+    address: str | None = None
+
+
+class StudyConfig(Section):
+    storage: str | None = None
+    name: str = "search"
+
+
+class RunConfig(Section):
+    """Everything a run is told."""
+
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    space: dict[str, Any] = Field(default_factory=dict)
+    limits: LimitsConfig = LimitsConfig()
+    searcher: SearcherConfig = SearcherConfig()
+    proxies: ProxyConfig = ProxyConfig()
+    fidelity: FidelityConfig = FidelityConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    finals: FinalsConfig = FinalsConfig()
+    metric: METRICS = "accuracy"
+    minimise: list[Literal["parameters", "macs"]] = Field(default_factory=list)
+    budget: BudgetConfig = BudgetConfig()
+    engine: EngineConfig = EngineConfig()
+    study: StudyConfig = StudyConfig()
+    seed: int = Field(0, ge=0, lt=2**31)
+    cache: str | None = None
+    plugins: list[str] = Field(default_factory=list)
+
+    @field_validator("space")
+    @classmethod
+    def _space(cls, value: dict[str, Any]) -> dict[str, Any]:
+        SearchSpace.from_dict(value)
+        return value
+
+    @model_validator(mode="after")
+    def _options(self) -> RunConfig:
+        searcher_room.create(self.searcher.name, seed=0, **self.searcher.options)
+        return self
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `30m`, `2h` or `1h30m`."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not text.strip() or match is None:
+        raise ValueError(f"must be a duration such as 30m, 90s or 1h30m, not {text!r}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file (the embedded default without one) with `key.path=value` overrides.
+
+    Raises:
+        UserError: all problems at once, one line each.
+    """
+    source = Path(path) if path is not None else DEFAULT
+    try:
+        text = source.read_text()
+    except OSError as error:
+        raise UserError(f"config: cannot read {str(source)!r}: {error.strerror}") from None
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{source}{place}: not readable as YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: must be a mapping of sections, not {type(data).__name__}")
+    label = "the embedded default" if path is None else str(path)
+    return check(override(data, overrides), label)
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `a.b.c=value` settings; values are read as YAML.
+
+    Raises:
+        UserError: a setting without `=`, or through something that is not a mapping.
+    """
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {item!r}: write key.path=value, such as --set budget.trials=20")
+        where = data
+        *parents, last = key.split(".")
+        for parent in parents:
+            inner = where.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {item!r}: {parent} is not a section")
+            where = inner
+        try:
+            where[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {item!r}: the value is not readable as YAML") from None
+    return data
+
+
+def check(data: Mapping[str, Any], label: str) -> RunConfig:
+    """A checked config of plain data.
+
+    Raises:
+        UserError: all problems at once, one line each: place, value, what is allowed.
+    """
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [line for problem in error.errors() for line in _explain(problem, data, label)]
+        raise UserError("\n".join(lines)) from None
+
+
+def _explain(problem: Mapping[str, Any], data: Mapping[str, Any], label: str) -> list[str]:
+    place = [str(part) for part in problem["loc"]]
+    key = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in place[:-1]:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else section
+        known = getattr(section, "model_fields", RunConfig.model_fields)
+        return [f"{label}: unknown key {key!r}; {nearest(place[-1], known)}"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "literal_error":
+        expected = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+        message = nearest(problem["input"], expected)
+    shown = problem["input"] if not isinstance(problem["input"], dict | list | BaseModel) else None
+    value = f" = {shown!r}" if shown is not None else ""
+    separator = ": " if key else ""
+    return [f"{label}: {key}{value}{separator}{line}" for line in message.splitlines()]
+
+
+def write(config: RunConfig, path: Path) -> None:
+    """The resolved config as YAML: every value spelt out, the space with all its ranges, no password."""
+    data = config.model_dump(mode="json")
+    data["space"] = SearchSpace.from_dict(config.space).to_dict()
+    data["study"]["storage"] = without_password(data["study"]["storage"])
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def without_password(url: str | None) -> str | None:
+    """A storage URL that may be shown: the password becomes `***`."""
+    return None if url is None else re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", url)
+
+
+def storage_url(config: RunConfig, folder: Path) -> str:
+    """Where the study lives: SQLite in the run's folder unless the config or KDSEARCH_STORAGE says otherwise.
+
+    A password that was left out of the stored config is taken from the environment when the run is resumed.
+    """
+    url = config.study.storage
+    if url is None:
+        return f"sqlite:///{folder / 'study.db'}"
+    if ":***@" in url:
+        url = os.environ.get("KDSEARCH_STORAGE", url)
+        if ":***@" in url:
+            raise UserError("study.storage: its password is not stored; set KDSEARCH_STORAGE to the whole URL")
+    return url
+
+
+def teacher_node(config: TeacherConfig) -> Recipe:
+    """The teacher's architecture as a recipe without distillation.
+
+    Raises:
+        UserError: unknown family or hyper-parameter.
+    """
+    model = config.model if isinstance(config.model, dict) else {"family": config.model}
+    try:
+        return Recipe.from_dict({"student": model}).without_distillation()
+    except ValueError as error:
+        raise UserError(f"teacher.model: {str(error).removeprefix('student: ')}") from None

@@ -1,0 +1,97 @@
+"""The best recipe as a file, with where it comes from, and the student's weights beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kdsearch.errors import UserError
+from kdsearch.runs.config import without_password
+from kdsearch.runs.ledger import RUNG
+from kdsearch.search_space.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kdsearch.runs.data import Data
+    from kdsearch.runs.finals import Finals, Standing
+    from kdsearch.runs.run import Run
+    from kdsearch.runs.world import World
+
+HEADER = "# A distillation recipe found by kdsearch. `kdsearch train {name}` trains it again.\n"
+
+
+def write_best(run: Run, winner: Standing, finals: Finals, world: World) -> None:
+    """Write `best.yaml` and `student.safetensors` (the winner's student under the first finalist seed)."""
+    write_recipe(run, winner, run.place.best)
+    for trial in finals.ledger.trials():
+        if trial.user_attrs.get("hash") == winner.recipe.hash and trial.user_attrs.get("seed") == 0 and trial.values:
+            weights = run.path / trial.user_attrs[RUNG + "final"]["weights"]
+            partial = run.place.student.with_suffix(".partial")
+            shutil.copyfile(weights, partial)
+            partial.replace(run.place.student)
+            write_card(winner.recipe, world.data, run.path)
+
+
+def write_card(recipe: Recipe, data: Data, folder: Path) -> None:
+    """What it takes to build a student again, and the normalisation of its inputs."""
+    card = {"recipe": recipe.to_dict(), "input_shape": list(data.input_shape), "classes": data.classes}
+    card |= {"mean": data.mean.tolist(), "std": data.std.tolist(), "class_names": data.class_names}
+    (folder / "student.json").write_text(json.dumps(card, indent=1))
+
+
+def write_recipe(run: Run, winner: Standing, path: Path) -> None:
+    """A recipe file: the recipe, what it was found on, and what it scored."""
+    config = run.config.model_dump(mode="json")
+    keep = ("data", "teacher", "fidelity", "metric", "seed", "plugins")
+    environment = json.loads((run.path / "environment.json").read_text())
+    data: dict[str, Any] = {
+        "recipe": winner.recipe.to_dict(),
+        "provenance": {
+            "run": run.path.name,
+            "study": without_password(run.config.study.storage) or "study.db",
+            "trial": winner.source,
+            "equation": winner.recipe.equation(),
+            "hash": winner.recipe.hash,
+            "validation": _scores(winner.validation),
+            "test": _scores(winner.test),
+            "teacher": run.study.user_attrs.get(f"teacher_{run.config.metric}"),
+            "packages": environment["packages"],
+            "trained": {key: config[key] for key in keep},
+        },
+    }
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(HEADER.format(name=path.name) + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    partial.replace(path)
+
+
+def _scores(scores: list[float]) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    from statistics import fmean, stdev
+
+    return {"mean": fmean(scores), "spread": stdev(scores) if len(scores) > 1 else 0.0, "seeds": scores}
+
+
+def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe file and its provenance (empty where it has none).
+
+    Raises:
+        UserError: unreadable, or not a recipe.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"recipe: cannot read {str(path)!r}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{path}{f' line {mark.line + 1}' if mark else ''}: not readable as YAML") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must be a mapping with `recipe`, not {type(data).__name__}")
+    try:
+        return Recipe.from_dict(data.get("recipe", data)), data.get("provenance", {}) if "recipe" in data else {}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None

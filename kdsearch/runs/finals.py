@@ -1,0 +1,174 @@
+"""The last comparison: the best recipes beside the baselines at full fidelity, several seeds each, then test once.
+
+Everything is chosen by the validation split. Test is touched after the winner is known, for the winner and the
+baselines alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from optuna.trial import Trial, TrialState
+
+from kdsearch.runs import models
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.engines import Engine
+from kdsearch.runs.folder import RunFolder
+from kdsearch.runs.jobs import FINAL, Failure, Job, RungResult
+from kdsearch.runs.ledger import RUNG, Ledger
+from kdsearch.runs.metrics import evaluate
+from kdsearch.runs.world import World
+from kdsearch.search_space.recipe import Recipe
+
+
+@dataclass
+class Standing:
+    """One recipe of the finals: its role, and its scores seed by seed."""
+
+    recipe: Recipe
+    role: str
+    validation: list[float]
+    test: list[float]
+    source: int | None = None
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.validation)
+
+    def spread(self, scores: list[float]) -> float:
+        return stdev(scores) if len(scores) > 1 else 0.0
+
+
+class Finals:
+    """Runs and reads the finals of a run. Jobs that are done already are not done again."""
+
+    def __init__(self, config: RunConfig, place: RunFolder, search: Ledger, ledger: Ledger, default: Recipe) -> None:
+        self.config, self.place, self.search, self.ledger = config, place, search, ledger
+        self.default = default
+        self.changed: Callable[[str], None] = lambda text: None
+        self._trials: dict[int, Trial] = {}
+        self._queue: list[tuple[Recipe, str, int | None, int]] = []
+
+    def run(self, engine: Engine) -> list[Standing]:
+        """Train finalists and baselines under every seed; then the winner's own student under both baselines."""
+        for zombie in self.ledger.close_zombies():
+            del zombie
+        wanted: list[tuple[Recipe, str, int | None]] = [
+            (self.default.without_distillation(), "baseline:none", None),
+            (self.default.plain_kd(), "baseline:kd", None),
+        ]
+        wanted += [(recipe, "finalist", number) for recipe, number in self.finalists()]
+        self._train(wanted, engine)
+        winner = self.winner()
+        if winner is not None:
+            own = [
+                (winner.recipe.without_distillation(), "paired:none", None),
+                (winner.recipe.plain_kd(), "paired:kd", None),
+            ]
+            self._train([entry for entry in own if self._uses_other_student(entry[0])], engine)
+        return self.standings()
+
+    def _uses_other_student(self, recipe: Recipe) -> bool:
+        return all(recipe != standing.recipe for standing in self.standings())
+
+    def finalists(self) -> list[tuple[Recipe, int]]:
+        """The best distinct recipes of the search, best first, baselines left out."""
+        done = [t for t in self.search.trials(TrialState.COMPLETE) if "duplicate_of" not in t.user_attrs]
+        ranked = sorted(done, key=lambda t: t.values[0], reverse=self.search.primary == "maximize")
+        found: list[tuple[Recipe, int]] = []
+        for trial in ranked:
+            recipe = Recipe.from_dict(trial.user_attrs["recipe"])
+            baseline = recipe in (self.default.without_distillation(), self.default.plain_kd())
+            if recipe.distils and not baseline and all(recipe != other for other, _ in found):
+                found.append((recipe, trial.number))
+        return found[: self.config.finals.recipes]
+
+    def _train(self, wanted: Iterable[tuple[Recipe, str, int | None]], engine: Engine) -> None:
+        done = {
+            (t.user_attrs["hash"], t.user_attrs["seed"])
+            for t in self.ledger.trials()
+            if t.state == TrialState.COMPLETE or ("failure" in t.user_attrs and t.state == TrialState.PRUNED)
+        }
+        self._queue = [
+            (recipe, role, source, k)
+            for k in range(self.config.finals.seeds)
+            for recipe, role, source in wanted
+            if (recipe.hash, k) not in done
+        ]
+        if self._queue:
+            engine.serve(self)
+
+    def propose(self) -> Job | None:
+        if not self._queue:
+            return None
+        recipe, role, source, k = self._queue.pop(0)
+        trial = self.ledger.study.ask()
+        self.ledger.note(
+            trial, recipe=recipe.to_dict(), hash=recipe.hash, equation=recipe.equation(), role=role, seed=k
+        )
+        if source is not None:
+            self.ledger.note(trial, source=source)
+        self._trials[trial.number] = trial
+        return Job(FINAL, trial.number, recipe.to_dict(), k, protected=True)
+
+    def record(self, job: Job, result: RungResult) -> bool:
+        trial = self._trials.pop(job.number)
+        self.ledger.record(trial, result)
+        self.ledger.complete(trial, [result.score])
+        self.changed(f"finals: seed {job.seed} scores {result.score:.4g} in {result.seconds:.1f} s")
+        return False
+
+    def finish(self, job: Job, failure: Failure) -> None:
+        trial = self._trials.pop(job.number)
+        self.ledger.fail(trial, failure)
+        if not failure.deterministic and int(trial.user_attrs.get("attempt", 1)) < 2:
+            recipe = Recipe.from_dict(job.recipe)
+            self._queue.append((recipe, trial.user_attrs["role"], trial.user_attrs.get("source"), job.seed))
+
+    def standings(self) -> list[Standing]:
+        """Every recipe of the finals with its scores, best mean first."""
+        table: dict[str, Standing] = {}
+        for trial in sorted(self.ledger.trials(TrialState.COMPLETE), key=lambda t: t.user_attrs["seed"]):
+            attributes = trial.user_attrs
+            name = attributes["hash"]
+            if name not in table:
+                recipe = Recipe.from_dict(attributes["recipe"])
+                table[name] = Standing(recipe, attributes["role"], [], [], attributes.get("source"))
+            table[name].validation.append(trial.values[0])
+            if "test" in attributes:
+                table[name].test.append(attributes["test"][self.config.metric])
+        return sorted(table.values(), key=lambda s: s.mean, reverse=self.ledger.primary == "maximize")
+
+    def winner(self) -> Standing | None:
+        """The finalist with the best mean on validation; None where no finalist has finished."""
+        return next((s for s in self.standings() if s.role == "finalist"), None)
+
+    def test(self, world: World) -> None:
+        """Evaluate winner and baselines on the test split, once; a later call counts how often test has been seen."""
+        winner = self.winner()
+        chosen = {winner.recipe.hash} if winner else set()
+        seen = False
+        for trial in self.ledger.trials(TrialState.COMPLETE):
+            attributes = trial.user_attrs
+            if (attributes["role"] == "finalist" and attributes["hash"] not in chosen) or "test" in attributes:
+                continue
+            recipe = Recipe.from_dict(attributes["recipe"])
+            module = self.student(world, recipe, attributes[RUNG + "final"]["weights"])
+            network = models.network(module, world.data, world.settings)
+            metrics = evaluate(network, world.data.test)
+            self.ledger.study._storage.set_trial_user_attr(trial._trial_id, "test", metrics)
+            seen = True
+        if seen:
+            times = int(self.ledger.study.user_attrs.get("test_seen", 0))
+            self.ledger.study.set_user_attr("test_seen", times + 1)
+
+    def student(self, world: World, recipe: Recipe, weights: str) -> Any:
+        """A finalist's trained student."""
+        module = models.build(recipe.student, recipe.transform, world.data, models.branches(recipe))
+        for _, method in recipe.methods():
+            module = method.export(module)
+        models.load(module, self.place.path / weights)
+        return module

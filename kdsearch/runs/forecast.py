@@ -1,0 +1,89 @@
+"""What a run would do and cost, from a look at its parts and a three-step timing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kdsearch.errors import TrialFailure
+from kdsearch.kd_methods import Need
+from kdsearch.runs import assemble, models
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.distil import distil
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.offline import plan_supply
+from kdsearch.runs.progress import clock
+from kdsearch.runs.settings import Seeds, pick_device
+from kdsearch.runs.teacher import untrained
+from kdsearch.runs.world import TeacherModel, World
+from kdsearch.search_space.recipe import Recipe
+from kdsearch.search_space.space import SearchSpace
+from kdsearch.search_space.students import measure
+
+SAMPLED = 64
+TIMED_STEPS = 3
+
+
+def forecast(config: RunConfig) -> dict[str, Any]:
+    """The space's size, students within the limits, size of the cache, and estimated time; nothing is kept on disk."""
+    assemble.plugins(config.plugins)
+    device = pick_device(config.engine.device)
+    data, settings = assemble.data(config, device), assemble.settings(config)
+    space = SearchSpace.from_dict(config.space)
+    structures, continuous = space.size()
+    lines: dict[str, Any] = {
+        "data": f"{data.name}: {len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test",
+        "space": f"{structures:,} discrete structures, up to {continuous} continuous decisions",
+    }
+    within, seen, smallest, largest = 0, 0, float("inf"), 0.0
+    for seed in range(SAMPLED):
+        recipe = space.sample(seed)
+        try:
+            module = models.build(recipe.student, recipe.transform, data, models.branches(recipe))
+        except TrialFailure:
+            continue
+        seen += 1
+        count = measure.parameters(module)
+        if config.limits.macs is not None and measure.macs(module, data.input_shape) > config.limits.macs:
+            continue
+        if config.limits.parameters is None or count <= config.limits.parameters:
+            within += 1
+            smallest, largest = min(smallest, count), max(largest, count)
+    spread = f", {smallest:,.0f} to {largest:,.0f} parameters" if within else ""
+    lines["students"] = f"{within} of {seen} sampled ones lie within the limits{spread}"
+    teacher = untrained(config, data, settings)
+    supply = plan_supply(
+        frozenset({Need.LOGITS}),
+        teacher.spec,
+        [],
+        samples=len(data.train),
+        views=settings.views,
+        limit=settings.cache_limit,
+    )
+    lines["offline teacher"] = supply.describe()
+    seconds = _step_seconds(space.default().plain_kd(), teacher, config)
+    steps = max(len(data.train) // settings.batch_size, 1)
+    full = seconds * steps * settings.epochs
+    lines["full training"] = f"about {clock(full)} ({seconds * 1e3:.1f} ms a step, {steps * settings.epochs:,} steps)"
+    trials, workers = config.budget.trials or 0, max(len(assemble.workers(config)), 1)
+    finals = config.finals.seeds * (config.finals.recipes + 2)
+    upper = (trials * sum(r.epochs * r.data for r in config.fidelity.rungs) + finals) * full / workers
+    lines["whole run"] = f"at most about {clock(upper)} on {workers} worker(s), the teacher's own training not counted"
+    return lines
+
+
+def _step_seconds(recipe: Recipe, teacher: TeacherModel, config: RunConfig) -> float:
+    """Seconds a step: the difference between a short training and a one-step one is the steps alone."""
+    device = pick_device(config.engine.device)
+    data = assemble.data(config, device)
+    settings = replace(assemble.settings(config), evaluations=1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(data, teacher, replace(settings, epochs=1), Path(folder), config.metric, config.seed)
+        share = min(1.0, (TIMED_STEPS + 1) * settings.batch_size / len(data.train))
+        distil(recipe, world, Seeds.search(config.seed), Fidelity("warm-up", data=share / 2))
+        began = time.perf_counter()
+        done = distil(recipe, world, Seeds.search(config.seed), Fidelity("timing", data=share))
+        return (time.perf_counter() - began) / max(done.trained.steps, 1)

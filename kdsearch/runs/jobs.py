@@ -1,0 +1,75 @@
+"""What travels between the driver and whoever runs trials: plain data, cheap to pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdsearch.runs.fidelity import FULL, Fidelity
+
+SEARCH, FINAL = "search", "final"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to evaluate: in the search up the ladder, or as a finalist at full fidelity under one seed.
+
+    Attributes:
+        number: the trial's number in its study.
+        seed: the run's seed for search jobs; for finalists the index k of the finalist seed.
+        protected: a baseline or a published default: never rejected by its gradients.
+    """
+
+    kind: str
+    number: int
+    recipe: dict[str, Any]
+    seed: int
+    protected: bool = False
+
+
+@dataclass
+class RungResult:
+    """What one rung of one job found.
+
+    Attributes:
+        name: "proxies" or the fidelity's name.
+        trained: whether `score` is a validation metric of a trained student.
+        score: the run's metric; for proxies the one that prunes.
+        seconds: this rung's own cost; `charged` and `assistants` are the other models' (paid now, and in all).
+        notes: how it was done, where that departs from the plain case.
+    """
+
+    name: str
+    score: float
+    seconds: float
+    trained: bool = True
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    assistants: float = 0.0
+    charged: float = 0.0
+    size: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job ended without its result. `deterministic` ones would fail again; others are infrastructure."""
+
+    reason: str
+    message: str
+    deterministic: bool
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of a search trial and what stands before them."""
+
+    rungs: tuple[Fidelity, ...] = (FULL,)
+    proxies: tuple[str, ...] = ()
+    prune_by: str | None = None
+    rejection: tuple[float, float] = (1e-4, 1e4)
+    max_parameters: int | None = None
+    max_macs: float | None = None

@@ -1,0 +1,185 @@
+"""The study as the run's only ledger: what is proposed, what each rung found, how each trial ended."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from kdsearch import searchers
+from kdsearch.errors import UserError
+from kdsearch.runs.config import RunConfig, storage_url, without_password
+from kdsearch.runs.jobs import Failure, RungResult
+from kdsearch.runs.metrics import DIRECTIONS
+
+RUNG = "rung:"
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """An Optuna storage, opened here so that a damaged or unreachable one is one clear line.
+
+    Raises:
+        UserError: the storage cannot be opened.
+    """
+    try:
+        if url.startswith("sqlite:///"):
+            path = Path(url.removeprefix("sqlite:///"))
+            if path.exists() and path.stat().st_size and path.read_bytes()[:15] != b"SQLite format 3":
+                raise UserError(f"study: {str(path)!r} is damaged: it is not an SQLite file; restore it from a copy")
+        return optuna.storages.get_storage(url)
+    except UserError:
+        raise
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"study.storage: {without_password(url)} cannot be opened: {line}") from None
+
+
+class Ledger:
+    """One study of a run. Every write to it in the whole run goes through one process."""
+
+    def __init__(self, study: optuna.Study, metric: str, steps: Mapping[str, int], primary: str) -> None:
+        self.study, self.metric, self.steps = study, metric, dict(steps)
+        self.primary = primary
+
+    @staticmethod
+    def open(config: RunConfig, folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Ledger:
+        """Create or load the search study.
+
+        Raises:
+            UserError: the storage cannot be opened or holds something else under this name.
+        """
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        options = dict(config.searcher.options)
+        if config.searcher.name == "mcts" and defaults:
+            options.setdefault("defaults", dict(defaults))
+        sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
+        primary = DIRECTIONS[config.metric]
+        directions = [primary, *("minimize" for _ in config.minimise)]
+        steps = {rung.name: config.pruner.reduction**k for k, rung in enumerate(config.fidelity.rungs)}
+        study = _study(config, folder, config.study.name, directions, sampler)
+        study.pruner = pruner(config)
+        return Ledger(study, config.metric, steps, primary)
+
+    @staticmethod
+    def open_finals(config: RunConfig, folder: Path) -> Ledger:
+        """The study of the finalists: one trial per recipe and seed."""
+        primary = DIRECTIONS[config.metric]
+        study = _study(config, folder, f"{config.study.name}.finals", [primary], optuna.samplers.RandomSampler(seed=0))
+        return Ledger(study, config.metric, {}, primary)
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def note(self, trial: Trial, **attributes: Any) -> None:
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+
+    def record(self, trial: Trial, result: RungResult) -> None:
+        """Keep what a rung found; a trained rung's score is also reported to Optuna, so that pruners and plots see
+        it.
+        """
+        data = {key: value for key, value in asdict(result).items() if key != "name"}
+        trial.set_user_attr(RUNG + result.name, _plain(data))
+        if result.trained and result.name in self.steps and len(self.study.directions) == 1:
+            trial.report(result.score, self.steps[result.name])
+
+    def prunes(self, trial: Trial, result: RungResult) -> bool:
+        """Whether the study's pruner stops a trial after this rung. With several objectives the first one decides."""
+        if len(self.study.directions) == 1:
+            return bool(trial.should_prune())
+        mirror = optuna.create_study(direction=self.primary)
+        steps = self.steps
+        frozen = None
+        for other in self.trials():
+            values = {steps[n]: other.user_attrs[RUNG + n]["score"] for n in steps if RUNG + n in other.user_attrs}
+            value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
+            state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
+            if state == TrialState.PRUNED and not values and other.number != trial.number:
+                continue
+            copied = optuna.trial.create_trial(state=state, value=value, intermediate_values=values)
+            if other.number == trial.number:
+                frozen = copied
+            else:
+                mirror.add_trial(copied)
+        assert frozen is not None
+        frozen.state = TrialState.RUNNING
+        return bool(self.study.pruner.prune(mirror, frozen))
+
+    def complete(self, trial: Trial, values: Sequence[float]) -> None:
+        self.study.tell(trial, list(values) if len(values) > 1 else values[0])
+
+    def prune(self, trial: Trial, at: str) -> None:
+        trial.set_user_attr("pruned_at", at)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, trial: Trial, failure: Failure) -> None:
+        """A deterministic failure is PRUNED without a value, so that samplers learn from it; the rest is FAIL and
+        retried.
+        """
+        record = {"reason": failure.reason, "message": failure.message}
+        if failure.trace:
+            record["trace"] = failure.trace[-4000:]
+        trial.set_user_attr("failure", record)
+        self.study.tell(trial, state=TrialState.PRUNED if failure.deterministic else TrialState.FAIL)
+
+    def close_zombies(self) -> list[FrozenTrial]:
+        """End the trials that a dead process left running; they are the caller's to try again."""
+        zombies = self.trials(TrialState.RUNNING)
+        for zombie in zombies:
+            self.study._storage.set_trial_user_attr(
+                zombie._trial_id, "failure", {"reason": "interrupted", "message": "the process that ran it ended"}
+            )
+            self.study.tell(zombie.number, state=TrialState.FAIL)
+        return zombies
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether score a beats score b."""
+        return a > b if self.primary == "maximize" else a < b
+
+
+def _study(
+    config: RunConfig, folder: Path, name: str, directions: list[str], sampler: optuna.samplers.BaseSampler
+) -> optuna.Study:
+    storage = open_storage(storage_url(config, folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            study = optuna.create_study(
+                study_name=name, storage=storage, sampler=sampler, directions=directions, load_if_exists=True
+            )
+            existing = [d.name.lower() for d in study.directions]
+        except Exception as error:
+            line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"study: {name!r} cannot be opened: {line}") from None
+    if existing != directions:
+        raise UserError(
+            f"study.name: {name!r} exists with other objectives ({', '.join(existing)}); choose another name"
+        )
+    return study
+
+
+def pruner(config: RunConfig) -> optuna.pruners.BasePruner:
+    """The pruner by its name in the config."""
+    if config.pruner.name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=config.pruner.reduction)
+    if config.pruner.name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=config.pruner.startup)
+    return optuna.pruners.NopPruner()
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN and infinities: databases refuse them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

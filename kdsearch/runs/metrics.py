@@ -1,0 +1,45 @@
+"""Metrics of a classifier on a split, by name."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdsearch.runs.data import Split, batches
+from kdsearch.runs.network import Network
+
+DIRECTIONS = {"accuracy": "maximize", "balanced_accuracy": "maximize", "top5": "maximize", "nll": "minimize"}
+
+
+@torch.no_grad()
+def predict(network: Network, split: Split, *, batch_size: int = 512) -> Tensor:
+    """Logits [N, C] of a split in evaluation mode; the module's mode is restored."""
+    module = network.module
+    was_training = module.training
+    module.eval()
+    try:
+        return torch.cat([network.logits(images).float() for images, _ in batches(split, batch_size)])
+    finally:
+        module.train(was_training)
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Every metric of these predictions, as shares (nll in nats)."""
+    correct = logits.argmax(1) == labels
+    classes = logits.shape[1]
+    hits = torch.zeros(classes, device=logits.device).index_add_(0, labels, correct.float())
+    seen = torch.bincount(labels, minlength=classes)
+    present = seen > 0
+    top = logits.topk(min(5, classes), dim=1).indices
+    return {
+        "accuracy": correct.float().mean().item(),
+        "balanced_accuracy": (hits[present] / seen[present]).mean().item(),
+        "top5": (top == labels[:, None]).any(1).float().mean().item(),
+        "nll": F.cross_entropy(logits, labels).item(),
+    }
+
+
+def evaluate(network: Network, split: Split) -> dict[str, float]:
+    """Every metric of a network on a split."""
+    return measure(predict(network, split), split.labels)

@@ -1,0 +1,121 @@
+"""Networks on disk and in memory: building students, content hashes, safe checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsearch.errors import TrialFailure, UserError
+from kdsearch.kd_methods import METHODS
+from kdsearch.runs.data import Data
+from kdsearch.runs.network import Network
+from kdsearch.runs.settings import Settings
+from kdsearch.runs.thinning import thin
+from kdsearch.search_space.recipe import Node, Recipe
+from kdsearch.search_space.students.family import STUDENTS
+from kdsearch.search_space.students.transforms import TRANSFORMS
+
+
+def branches(recipe: Recipe) -> frozenset[str]:
+    """Edits that the recipe's methods ask of the student."""
+    nodes = (*recipe.terms.values(), *recipe.policies.values())
+    return frozenset().union(*(METHODS[node.name].branches for node in nodes))
+
+
+def build(student: Node, transform: Node, data: Data, asked: frozenset[str] = frozenset()) -> nn.Module:
+    """The module of a family at this data set's input and classes.
+
+    Raises:
+        TrialFailure: the family cannot be built so ("invalid").
+    """
+    try:
+        module = STUDENTS[student.name](**student.hyper).build(data.input_shape, data.classes, branches=asked)
+        return TRANSFORMS[transform.name](**transform.hyper).apply(module)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TrialFailure("invalid", f"student {student.name}: {str(error).splitlines()[0]}") from None
+
+
+def thinned(recipe: Recipe, data: Data, keep: float, seed: int) -> tuple[nn.Module, str]:
+    """The student under a random structured mask that leaves `keep` of its channels, and a note on how."""
+    family = STUDENTS[recipe.student.name](**recipe.student.hyper)
+    transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)
+    try:
+        return thin(family, transform, data.input_shape, data.classes, keep, seed, branches=branches(recipe))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TrialFailure("invalid", f"student {recipe.student.name}: {str(error).splitlines()[0]}") from None
+
+
+def network(module: nn.Module, data: Data, settings: Settings, *, side: int | None = None) -> Network:
+    """The module under the data set's own normalisation, in the memory format that pays."""
+    last = settings.use_channels_last(data.device, side or data.input_shape[-1])
+    return Network(module, data.mean, data.std, side=side, channels_last=last)
+
+
+def state_hash(module: nn.Module) -> str:
+    """Names a module's weights by their content."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:12]
+
+
+def save(module: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the weights as safetensors; the file appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    save_file(tensors, str(partial), metadata=metadata or {})
+    partial.replace(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Weights of a checkpoint: safetensors, or torch's format read with `weights_only=True`.
+
+    Raises:
+        UserError: missing, unreadable, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint: there is no file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"checkpoint: {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"checkpoint: {str(path)!r} holds no table of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load(module: nn.Module, path: Path) -> None:
+    """Fill a module from a checkpoint.
+
+    Raises:
+        UserError: the checkpoint belongs to another architecture; the message names the first difference.
+    """
+    state = read_state(path)
+    own = module.state_dict()
+    missing, odd = [k for k in own if k not in state], [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or odd or shapes:
+        if shapes:
+            first = (
+                f"{shapes[0]} is {tuple(state[shapes[0]].shape)} there and {tuple(own[shapes[0]].shape)} in the model"
+            )
+        else:
+            first = f"{missing[0]} is missing there" if missing else f"{odd[0]} is unknown to the model"
+        count = len(missing) + len(odd) + len(shapes)
+        raise UserError(f"checkpoint: {str(path)!r} is of another architecture: {first} ({count} differences)")
+    module.load_state_dict(state)

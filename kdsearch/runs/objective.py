@@ -1,0 +1,246 @@
+"""The objective of one learner: its terms bound to the layers they read, and the sum of its losses in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsearch.errors import TrialFailure
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, Batch, DataSpec, KDMethod, ModelSpec, Need, Needs, Signals, Stage
+from kdsearch.kd_methods.strategy import SELF, Lesson, TeachingStrategy
+from kdsearch.search_space.pairing import pair
+from kdsearch.search_space.recipe import Recipe
+
+STAGED = frozenset({Need.FEATURES, Need.PREACT})
+
+
+@dataclass
+class Bound:
+    """A method joined to one supplier: an instance with its own parts, and the stages it reads on either side."""
+
+    method: KDMethod
+    student_stages: list[int]
+    teacher_stages: list[int]
+
+
+@dataclass
+class Term:
+    """One weighted loss of the objective, bound to every supplier of the plan."""
+
+    slot: str
+    name: str
+    weight: float
+    bound: dict[str, Bound]
+
+    @property
+    def method(self) -> KDMethod:
+        return next(iter(self.bound.values())).method
+
+
+@dataclass
+class Losses:
+    """What a step gives: task (label) losses and distillation losses, apart, and every term's value for the record."""
+
+    task: Tensor
+    distillation: Tensor | None
+    values: dict[str, Tensor]
+
+
+class Objective:
+    """All terms of a recipe for one learner.
+
+    Built from the measured specs of the student and of every supplier; `parts` holds what the methods train beside the
+    student.
+
+    Raises:
+        TrialFailure: a method cannot join this student to this teacher ("invalid").
+    """
+
+    def __init__(self, recipe: Recipe, student: ModelSpec, suppliers: Mapping[str, ModelSpec], data: DataSpec) -> None:
+        self.recipe = recipe
+        methods = dict(recipe.methods())
+        self.strategy: TeachingStrategy = methods["teaching"]  # type: ignore[assignment]
+        self.temperature: Any = methods["temperature"]
+        self.targets: Any = methods["targets"]
+        self.schedule: Any = methods["schedule"]
+        self.data_method: Any = methods["data"]
+        self.optimizer: Any = methods["optimizer"]
+        self.parts = nn.ModuleDict()
+        self._student, self._suppliers = student, dict(suppliers) or {SELF: student}
+        self.terms: list[Term] = []
+        for slot in (*LOSS_SLOTS, "targets"):
+            if slot in methods and "weight" in methods[slot].parameters:
+                self.terms.append(self._term(slot, methods[slot], data))
+        reference = next(iter(self._suppliers.values()))
+        for slot, method in (("temperature", self.temperature), ("teaching", self.strategy)):
+            self._attach(slot, method, student, reference, data)
+        self.softens = recipe.policies["temperature"].name != "constant"
+        self.own_lesson = self.strategy.own_objective and not any(t.slot == "logits" for t in self.terms)
+        self.label_weight = (
+            recipe.ce_weight
+            * self.targets.label_weight()
+            * self.data_method.label_weight()
+            * self.strategy.label_weight()
+        )
+
+    def _term(self, slot: str, method: KDMethod, data: DataSpec) -> Term:
+        bound: dict[str, Bound] = {}
+        for name, spec in self._suppliers.items():
+            # Every supplier has its own projectors and banks: suppliers differ in their stages.
+            instance = method if not bound else METHODS[method.name](**method.hyper)
+            bound[name] = self._bind(slot, name, instance, spec, data)
+        return Term(slot, method.name, float(method.hyper["weight"]), bound)
+
+    def _bind(self, slot: str, supplier: str, method: KDMethod, teacher: ModelSpec, data: DataSpec) -> Bound:
+        s_stages: list[int] = []
+        t_stages: list[int] = []
+        student = self._student
+        if (method.needs.student | method.needs.teacher) & STAGED:
+            try:
+                policy = method.pairing or self.recipe.pairing
+                s_stages, t_stages = pair(student.stages, teacher.stages, policy, spatial=method.spatial)
+            except ValueError as error:
+                raise TrialFailure("invalid", f"{slot}={method.name}: {error}") from None
+            student, teacher = _with_stages(student, s_stages), _with_stages(teacher, t_stages)
+        self._attach(f"{slot}-{supplier}", method, student, teacher, data)
+        return Bound(method, s_stages, t_stages)
+
+    def _attach(self, key: str, method: KDMethod, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> None:
+        try:
+            method.parts = method.bind(student, teacher, data)
+        except ValueError as error:
+            raise TrialFailure("invalid", f"{key}={method.name}: {error}") from None
+        if method.parts is not None:
+            self.parts[key] = method.parts
+
+    @property
+    def methods(self) -> list[KDMethod]:
+        """One instance of everything that reads signals."""
+        return [*(term.method for term in self.terms), self.temperature, self.strategy]
+
+    def needs(self) -> Needs:
+        """Signals that some method reads; of the student the logits always."""
+        total = Needs.of(student=(Need.LOGITS,))
+        for method in self.methods:
+            total = total | method.needs
+        return total
+
+    def student_stages(self) -> list[int]:
+        """Stages of the student to tap: all of them where the strategy itself reads stages."""
+        if STAGED & self.strategy.needs.student:
+            return list(range(len(self._student.stages)))
+        return sorted({k for term in self.terms for bound in term.bound.values() for k in bound.student_stages})
+
+    def teacher_stages(self, supplier: str) -> list[int]:
+        """Stages of a supplier to tap."""
+        return sorted({k for term in self.terms for k in term.bound[supplier].teacher_stages})
+
+    def stages(self) -> list[tuple[Stage, str | None]]:
+        """The training's stages with the term that asks for each; one plain stage where no method is staged.
+
+        Where several terms are staged, one that works alone first comes before all others' joint stage, which is kept
+        once.
+        """
+        staged: list[tuple[Stage, str | None]] = []
+        for term in self.terms:
+            staged += [(stage, term.name) for stage in term.method.stages()]
+        if not staged:
+            return [(Stage("all", 1.0), None)]
+        alone = [entry for entry in staged if entry[0].terms == "own"]
+        joint = [entry for entry in staged if entry[0].terms != "own"]
+        return [*alone, *joint[:1]]
+
+    def active(self, stage: Stage, owner: str | None) -> list[Term]:
+        """The terms that are optimised in a stage."""
+        if owner is None or stage.terms == "all":
+            return self.terms
+        return [term for term in self.terms if (term.name == owner) == (stage.terms == "own")]
+
+    @property
+    def taught(self) -> bool:
+        """Whether anybody's signals but the student's own are read."""
+        return any(method.needs.teacher for method in self.methods)
+
+    def __call__(
+        self,
+        student: Signals,
+        teachers: dict[str, list[Signals]],
+        batch: Batch,
+        terms: list[Term],
+        *,
+        labels: bool,
+        own: bool,
+        student_tapped: list[int],
+        tapped: Mapping[str, list[int]],
+    ) -> Losses:
+        """All losses of a step. The last two say which stages the student's and each supplier's signals hold."""
+        values: dict[str, Tensor] = {}
+        if self.softens:
+            batch.soften = self.temperature.soften
+        task = student.logits.new_zeros(())
+        if labels and self.label_weight:
+            target = batch.target if batch.soft_target is None else batch.soft_target
+            values["ce"] = F.cross_entropy(student.logits, target)
+            task = self.label_weight * values["ce"]
+        supervised = self.strategy.supervise(student, batch) if labels else None
+        if supervised is not None:
+            values["exits"] = supervised
+            task = task + supervised
+        lessons = self.strategy.lessons(student, teachers, batch) if teachers else [Lesson(student, student)]
+        factor = self.schedule.distillation_weight(batch.progress) * self.strategy.distillation_weight(batch.progress)
+        total: Tensor | None = None
+        for term in terms:
+            value = self._value(term, lessons, batch, student_tapped, tapped)
+            values[term.name] = value
+            total = _plus(total, term.weight * factor * value)
+        if own and self.own_lesson:
+            value = _total([(le.weight, self.strategy.loss(le.student, le.teacher, batch)) for le in lessons])
+            values[self.strategy.name] = value
+            total = _plus(total, float(self.strategy.hyper.get("weight", 1.0)) * factor * value)
+        return Losses(task, total, values)
+
+    def _value(
+        self,
+        term: Term,
+        lessons: list[Lesson],
+        batch: Batch,
+        student_tapped: list[int],
+        tapped: Mapping[str, list[int]],
+    ) -> Tensor:
+        losses = []
+        for lesson in lessons:
+            bound = term.bound.get(lesson.supplier) or next(iter(term.bound.values()))
+            student, teacher = lesson.student, lesson.teacher
+            if bound.student_stages:
+                student = student.select([student_tapped.index(k) for k in bound.student_stages])
+                teacher = teacher.select([tapped[lesson.supplier].index(k) for k in bound.teacher_stages])
+            losses.append((lesson.weight, bound.method.loss(student, teacher, batch)))
+        return _total(losses)
+
+
+def _plus(total: Tensor | None, value: Tensor) -> Tensor:
+    return value if total is None else total + value
+
+
+def _total(weighted: list[tuple[float, Tensor]]) -> Tensor:
+    first, *rest = weighted
+    value = first[1] if first[0] == 1.0 else first[0] * first[1]
+    for weight, loss in rest:
+        value = value + weight * loss
+    return value
+
+
+def _with_stages(spec: ModelSpec, stages: list[int]) -> ModelSpec:
+    return replace(spec, stages=tuple(spec.stages[k] for k in stages)) if stages else spec
+
+
+def needs_of(recipe: Recipe) -> Needs:
+    """Signals a recipe reads, known before any network is built."""
+    total = Needs()
+    for _, node in (*recipe.terms.items(), *recipe.policies.items()):
+        total = total | METHODS[node.name].needs
+    return total

@@ -1,0 +1,249 @@
+"""A run from config to report: claim the folder, prepare data and teacher, search, confirm, test once, write it all
+down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdsearch.runs import assemble, teacher
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.data import Data
+from kdsearch.runs.driver import Driver, Tally
+from kdsearch.runs.engines import Engine
+from kdsearch.runs.engines.local import LocalEngine
+from kdsearch.runs.export.files import write_best
+from kdsearch.runs.finals import Finals, Standing
+from kdsearch.runs.folder import RunFolder
+from kdsearch.runs.ledger import Ledger
+from kdsearch.runs.progress import Progress
+from kdsearch.runs.settings import pick_device
+from kdsearch.runs.trial import Runner
+from kdsearch.runs.world import World
+from kdsearch.search_space.recipe import Recipe
+from kdsearch.search_space.space import SearchSpace
+
+
+class Run:
+    """One search and what it found. `Run(folder)` opens an existing one to look at.
+
+    Attributes:
+        path: the run's folder.
+        config: what it was told.
+    """
+
+    def __init__(self, folder: str | Path, config: RunConfig | None = None) -> None:
+        self.place = RunFolder(folder)
+        self.config = config or self.place.read()
+
+    @property
+    def path(self) -> Path:
+        return self.place.path
+
+    @cached_property
+    def search_ledger(self) -> Ledger:
+        return Ledger.open(self.config, self.path, defaults=assemble.baseline_defaults(self.space))
+
+    @cached_property
+    def finals_ledger(self) -> Ledger:
+        return Ledger.open_finals(self.config, self.path)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace.from_dict(self.config.space)
+
+    @property
+    def study(self) -> Any:
+        """The Optuna study of the search."""
+        return self.search_ledger.study
+
+    @property
+    def finals(self) -> Finals:
+        return Finals(self.config, self.place, self.search_ledger, self.finals_ledger, self.space.default())
+
+    @property
+    def standings(self) -> list[Standing]:
+        """The finals' table, best first."""
+        return self.finals.standings()
+
+    @property
+    def best(self) -> Recipe | None:
+        """The winning recipe; before the finals, the best trial's."""
+        winner = self.finals.winner()
+        if winner is not None:
+            return winner.recipe
+        found = self.finals.finalists()
+        return found[0][0] if found else None
+
+    def execute(
+        self,
+        progress: Progress | None = None,
+        *,
+        teacher_module: nn.Module | None = None,
+        data: Data | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Run:
+        """Search, confirm, test, report; whatever is done already is not done again. The folder must be claimed.
+
+        Raises:
+            UserError: what the user can mend.
+            KeyboardInterrupt: passed on, after everything that is finished has been kept.
+        """
+        say = progress or Progress()
+        phases: dict[str, float] = dict(self.search_ledger.study.user_attrs.get("phases", {}))
+        clock = _Clock(phases)
+        assemble.plugins(self.config.plugins)
+        say.phase("data and teacher")
+        with clock("teacher"):
+            here = self._world(say, teacher_module, data)
+        assert here.teacher is not None
+        for name in ("accuracy", self.config.metric):
+            if name in here.teacher.metrics:
+                self.search_ledger.study.set_user_attr(f"teacher_{name}", here.teacher.metrics[name])
+        score = here.teacher.metrics.get(self.config.metric)
+        say.line(f"teacher {here.teacher.name}: {here.teacher.spec.parameters:,} parameters"
+                 + (f", validation {self.config.metric} {score:.4f}" if score is not None else ""))  # fmt: skip
+        given = teacher_module is not None or data is not None
+        engine: Engine = (
+            LocalEngine(Runner(here, assemble.ladder(self.config), self.path))
+            if given
+            else assemble.engine(self.config, self.place, here)
+        )
+        try:
+            say.phase("search")
+            with clock("search"):
+                self._search(engine, here, say, stop)
+            self._warn_weak_teacher(here, say)
+            if not stop():
+                say.phase("finals")
+                with clock("finals"):
+                    finals = self.finals
+                    finals.changed = say.line
+                    finals.run(engine)
+                    finals.test(here)
+        finally:
+            engine.close()
+            self.search_ledger.study.set_user_attr("phases", phases)
+        self._write(here, say)
+        return self
+
+    def _world(self, say: Progress, module: nn.Module | None, data: Data | None) -> World:
+        device = self.config.engine.device
+        if module is None and data is None:
+            return assemble.world(self.config, self.path, device, say.training)
+        how, cache = assemble.settings(self.config), assemble.cache(self.config, self.path)
+        loaded = data or assemble.data(self.config, pick_device(device))
+        if module is None:
+            model = teacher.prepare(self.config, loaded, how, cache, say.training)
+        else:
+            model = teacher.adopt(module.to(loaded.device), type(module).__name__, self.config, loaded, how)
+        return World(loaded, model, how, cache, self.config.metric, self.config.seed)
+
+    def _search(self, engine: Engine, here: World, say: Progress, stop: Callable[[], bool]) -> None:
+        assert here.teacher is not None
+        space = assemble.space(self.config, here.teacher.spec, here.data.classes)
+        driver = Driver(
+            self.config, space, self.search_ledger, here.teacher.spec, here.data.classes, stop=stop
+        )  # fmt: skip
+
+        def changed(tally: Tally) -> None:
+            say.search(tally, driver.elapsed)
+
+        driver.changed = changed
+        engine.serve(driver)
+        if driver.exhausted:
+            say.line("the space is exhausted: twenty proposals in a row were known or invalid")
+
+    def _warn_weak_teacher(self, here: World, say: Progress) -> None:
+        """A teacher that is not above the student it is to teach deserves a word."""
+        assert here.teacher is not None
+        score = here.teacher.metrics.get(self.config.metric)
+        alone = [
+            t.values[0]
+            for t in self.search_ledger.trials()
+            if t.user_attrs.get("origin") == "baseline:none" and t.values
+        ]
+        if score is not None and alone and not self.search_ledger.better(score, alone[0]):
+            text = f"warning: the teacher ({score:.4f}) is not above the student trained alone ({alone[0]:.4f})"
+            self.search_ledger.study.set_user_attr("warning", text)
+            say.line(text)
+
+    def _write(self, here: World, say: Progress) -> None:
+        finals = self.finals
+        winner = finals.winner()
+        if winner is None:
+            say.line("no trial has finished: there is no best recipe yet")
+        else:
+            write_best(self, winner, finals, here)
+        from kdsearch.runs.report import write as write_report
+
+        say.phase("report")
+        write_report(self)
+
+    def claim(self, *, new: bool) -> Run:
+        """Take the folder's lock: for a new run, or to go on with an old one."""
+        if new:
+            self.place.create(self.config)
+        else:
+            self.place.open()
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Counts, best and phases, read off the study: what `kdsearch status` prints."""
+        ledger = self.search_ledger
+        states: dict[str, int] = {}
+        for trial in ledger.trials():
+            key = "free" if trial.user_attrs.get("free") else trial.state.name.lower()
+            states[key] = states.get(key, 0) + 1
+        best = self.best
+        return {
+            "run": str(self.path),
+            "trials": states,
+            "budget": self.config.budget.trials,
+            "elapsed": ledger.study.user_attrs.get("elapsed", 0.0),
+            "best": best.equation() if best else None,
+            "finals": len(self.finals_ledger.trials()),
+            "report": str(self.place.report) if self.place.report.exists() else None,
+        }
+
+
+class _Clock:
+    """Adds up wall time by phase."""
+
+    def __init__(self, phases: dict[str, float]) -> None:
+        self.phases = phases
+        self._name, self._began = "", 0.0
+
+    def __call__(self, name: str) -> _Clock:
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.phases[self._name] = self.phases.get(self._name, 0.0) + time.perf_counter() - self._began
+
+
+def resume(folder: str | Path, *, trials: int | None = None, seconds: float | None = None) -> Run:
+    """Open a run to go on with it, also with more trials or time than it was first given.
+
+    Raises:
+        UserError: no run there, or in use.
+    """
+    run = Run(folder)
+    budget: dict[str, Any] = {}
+    if trials is not None:
+        budget["trials"] = trials
+    if seconds is not None:
+        budget["seconds"] = seconds
+    if budget:
+        merged = run.config.budget.model_copy(update=budget)
+        run = Run(folder, run.config.model_copy(update={"budget": merged}))
+    return run.claim(new=False)

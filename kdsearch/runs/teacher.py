@@ -1,0 +1,147 @@
+"""The run's teacher: from a checkpoint, or trained here once and found again by content; evaluated before anything
+else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdsearch.errors import TrialFailure, UserError
+from kdsearch.runs import models
+from kdsearch.runs.config import RunConfig, teacher_node
+from kdsearch.runs.data import Data
+from kdsearch.runs.distil import distil
+from kdsearch.runs.metrics import evaluate
+from kdsearch.runs.network import Network
+from kdsearch.runs.settings import Seeds, Settings
+from kdsearch.runs.world import TeacherModel, World
+from kdsearch.search_space.recipe import Recipe, content_hash
+from kdsearch.search_space.students.family import STUDENTS
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, float], None]
+
+
+def prepare(
+    config: RunConfig, data: Data, settings: Settings, cache: Path, progress: Progress | None = None
+) -> TeacherModel:
+    """The teacher of a config, ready to teach.
+
+    Raises:
+        UserError: no such architecture, a checkpoint of another one, or a teacher near chance.
+    """
+    recipe = teacher_node(config.teacher)
+    classes = config.teacher.classes or data.classes
+    try:
+        if config.teacher.checkpoint is not None:
+            module = _module(recipe, data, classes)
+            models.load(module, Path(config.teacher.checkpoint).expanduser())
+            seconds = 0.0
+        else:
+            module, seconds = _trained(config, recipe, data, settings, cache, progress)
+    except TrialFailure as error:
+        raise UserError(f"teacher.model: {error}") from None
+    return adopt(module, str(recipe.student.name), config, data, settings, seconds)
+
+
+def untrained(config: RunConfig, data: Data, settings: Settings) -> TeacherModel:
+    """The teacher's architecture with random weights (or its checkpoint's): for proxies and timings."""
+    recipe = teacher_node(config.teacher)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = _module(recipe, data, config.teacher.classes or data.classes)
+    if config.teacher.checkpoint is not None:
+        models.load(module, Path(config.teacher.checkpoint).expanduser())
+    module.eval().requires_grad_(False)
+    network = models.network(module, data, settings)
+    return TeacherModel(network, network.spec(data.input_shape), models.state_hash(module), recipe.student.name)
+
+
+def adopt(
+    module: nn.Module, name: str, config: RunConfig, data: Data, settings: Settings, seconds: float = 0.0
+) -> TeacherModel:
+    """Any module as the run's teacher: frozen, under its own normalisation, measured and checked."""
+    mean, std = (
+        _channels(values, data, key) for values, key in ((config.teacher.mean, "mean"), (config.teacher.std, "std"))
+    )
+    last = settings.use_channels_last(data.device, data.input_shape[-1])
+    network = Network(module, data.mean if mean is None else mean, data.std if std is None else std, channels_last=last)
+    module.eval().requires_grad_(False)
+    spec = network.spec(data.input_shape)
+    metrics: dict[str, float] = {}
+    if spec.classes == data.classes:
+        metrics = evaluate(network, data.validation)
+        _above_chance(metrics, data)
+    digest = content_hash(
+        [models.state_hash(module), network.shift.flatten().tolist(), network.scale.flatten().tolist()]
+    )
+    return TeacherModel(network, spec, digest, name, metrics, seconds)
+
+
+def _channels(values: list[float] | None, data: Data, key: str) -> torch.Tensor | None:
+    if values is None:
+        return None
+    if len(values) != data.input_shape[0]:
+        raise UserError(f"teacher.{key}: needs {data.input_shape[0]} numbers, one per channel, not {len(values)}")
+    return torch.tensor(values, device=data.device)
+
+
+def _module(recipe: Recipe, data: Data, classes: int) -> nn.Module:
+    family = STUDENTS[recipe.student.name](**recipe.student.hyper)
+    try:
+        return family.build(data.input_shape, classes)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"teacher.model: {str(error).splitlines()[0]}") from None
+
+
+def _above_chance(metrics: dict[str, float], data: Data) -> None:
+    chance = 1 / data.classes
+    if metrics["accuracy"] < min(2 * chance, (1 + chance) / 2):
+        raise UserError(
+            f"teacher: its validation accuracy is {metrics['accuracy']:.1%}, near chance ({chance:.1%}). "
+            "Check teacher.mean and teacher.std (its normalisation) and the order of the classes"
+        )
+
+
+def _trained(
+    config: RunConfig, recipe: Recipe, data: Data, settings: Settings, cache: Path, progress: Progress | None
+) -> tuple[nn.Module, float]:
+    """Train the teacher on labels, or find it where an earlier run with the same content left it."""
+    from dataclasses import replace
+
+    mine = replace(settings, epochs=config.teacher.epochs, views=config.teacher.epochs)
+    key = content_hash(
+        {
+            "recipe": recipe.to_dict(),
+            "data": data.fingerprint,
+            "augmentation": str(data.augmentation),
+            "epochs": mine.epochs,
+            "batch": mine.batch_size,
+            "seed": config.seed,
+        }
+    )
+    path = cache / "teacher" / f"{key}.safetensors"
+    meta = path.with_suffix(".json")
+    if path.exists() and meta.exists():
+        try:
+            seconds = float(json.loads(meta.read_text())["seconds"])
+            module = _module(recipe, data, data.classes)
+            models.load(module, path)
+            return module, seconds
+        except (UserError, ValueError, KeyError):
+            log.warning("the stored teacher %s is damaged; it is trained again", path.name)
+    world = World(data, None, mine, cache, config.metric, config.seed)
+    done = distil(
+        recipe, world, Seeds.search(config.seed), checkpoint=cache / "teacher" / f"{key}.pt", progress=progress
+    )
+    models.save(done.trained.module, path)
+    partial = meta.with_suffix(".partial")
+    partial.write_text(json.dumps({"seconds": done.seconds, "metrics": done.trained.metrics}))
+    partial.replace(meta)
+    return done.trained.module, done.seconds

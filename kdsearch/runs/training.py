@@ -1,0 +1,422 @@
+"""One training: a recipe at a fidelity under given seeds. Flat: build, loop over stages and epochs, measure."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.errors import TrialFailure
+from kdsearch.kd_methods import Batch, Need, Signals, Stage, View
+from kdsearch.kd_methods.strategy import AVERAGE, PEERS, SELF
+from kdsearch.runs.data import Data, Step
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.metrics import evaluate
+from kdsearch.runs.network import Network
+from kdsearch.runs.objective import Losses, Objective, Term
+from kdsearch.runs.offline import FixedTeacher
+from kdsearch.runs.settings import Seeds, Settings
+from kdsearch.runs.views import ViewSpec
+from kdsearch.search_space.recipe import Recipe
+
+SECOND_VIEW = 1_000_003  # offset of the other view a moving average is shown
+
+
+@dataclass
+class Learner:
+    """A network being trained, its objective and what moves it."""
+
+    network: Network
+    objective: Objective
+    optimizer: Any = None
+    parameters: list[Tensor] = field(default_factory=list)
+    split: dict[str, list[Tensor | None]] = field(default_factory=dict)
+
+
+@dataclass
+class Trained:
+    """What a training leaves: the network, its validation metrics and how they came about."""
+
+    network: Network
+    metrics: dict[str, float]
+    curve: list[tuple[int, float]]
+    losses: dict[str, float]
+    seconds: float
+    epochs: int
+    steps: int
+    module: nn.Module
+
+
+class Training:
+    """Runs one training. `fixed` are the frozen teachers by supplier name; `networks` the learners' networks.
+
+    The first learner is the student; the others are its peers.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Data,
+        settings: Settings,
+        seeds: Seeds,
+        fidelity: Fidelity,
+        learners: list[Learner],
+        fixed: dict[str, FixedTeacher],
+        *,
+        checkpoint: Path | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
+        metric: str = "accuracy",
+    ) -> None:
+        self.recipe, self.data, self.settings, self.seeds = recipe, data, settings, seeds
+        self.learners, self.fixed = learners, fixed
+        self.checkpoint, self.progress, self.metric = checkpoint, progress, metric
+        self.student = learners[0]
+        self.device = data.device
+        self.objective = self.student.objective
+        self.plan = self.objective.strategy.plan()
+        self.extra_views = [view for method in self.objective.methods for view in method.views()]
+        self.stages = self.objective.stages()
+        self.epochs = max(round(settings.epochs * fidelity.epochs), len(self.stages))
+        self.ids = data.subset(fidelity.data, seeds.order)
+        self.views = ViewSpec(data.augmentation, self.objective.data_method.policy(), seeds.views, len(data.train))
+        self.average: Network | None = None
+        self.generator = torch.Generator(self.device).manual_seed(seeds.order)
+        self.done, self.steps, self.spent = 0, 0, 0.0
+        self.curve: list[tuple[int, float]] = []
+        self.losses: dict[str, Tensor] = {}
+        self._listen()
+
+    def _listen(self) -> None:
+        """Tap exactly what somebody reads; every learner's answers to its peers included."""
+        needs = self.objective.needs()
+        wanted = needs.student
+        if PEERS in self.plan.teachers or SELF in self.plan.teachers:
+            wanted = wanted | needs.teacher
+        self.student_stages = self.objective.student_stages()
+        self.tapped = {name: teacher.stages for name, teacher in self.fixed.items()}
+        for supplier in (PEERS, AVERAGE, SELF):
+            if supplier in self.plan.teachers:
+                extra = self.objective.teacher_stages(supplier) if self.objective.terms else []
+                self.student_stages = sorted({*self.student_stages, *extra})
+        for supplier in (PEERS, AVERAGE, SELF):
+            self.tapped[supplier] = self.student_stages
+        spec = self.student.network.spec(self.data.input_shape)
+        if self.plan.average:  # copied before anything is tapped: a copy would keep the hooks
+            self.average = copy.deepcopy(self.student.network)
+            self.average.listen(needs.teacher | {Need.LOGITS}, spec, self.student_stages)
+            self.average.module.requires_grad_(False)
+        for learner in self.learners:
+            learner.network.listen(wanted, spec, self.student_stages)
+        for teacher in self.fixed.values():
+            teacher.listen()
+
+    def run(self) -> Trained:
+        """Train to the end.
+
+        Raises:
+            TrialFailure: a loss that is not finite ("non-finite") or a batch of one that does not fit
+            ("out-of-memory").
+        """
+        every = max(1, round(self.settings.epochs / max(self.settings.evaluations, 1)))
+        began = saved = time.perf_counter()
+        resumed = self._restore()
+        chunks = 1
+        first = 0
+        for index, (stage, owner) in enumerate(self.stages):
+            epochs = self._stage_epochs(index)
+            if self.done >= first + epochs:
+                first += epochs
+                continue
+            self._begin_stage(stage, owner, resumed if first <= self.done and self.done > first else None)
+            for epoch in range(self.done - first, epochs):
+                chunks = self._epoch(stage, owner, epoch, epochs, chunks)
+                self.done += 1
+                self._check_finite()
+                if self.done % every == 0 or self.done == self.epochs:
+                    self.curve.append((self.done, evaluate(self._kept(), self.data.validation)[self.metric]))
+                    if self.progress is not None:
+                        self.progress(self.done, self.epochs, self.curve[-1][1])
+                now = time.perf_counter()
+                if self.checkpoint is not None and now - saved > self.settings.checkpoint_seconds:
+                    self._save(self.spent + now - began)
+                    saved = now
+            first += epochs
+        metrics = evaluate(self._kept(), self.data.validation)
+        seconds = self.spent + time.perf_counter() - began
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        for learner in self.learners:
+            learner.network.close()
+        kept = self._kept()
+        module: nn.Module = kept.module
+        for method in self.objective.methods:
+            module = method.export(module)
+        losses = {name: value.item() / max(self.steps, 1) for name, value in self.losses.items()}
+        return Trained(kept, metrics, self.curve, losses, seconds, self.epochs, self.steps, module)
+
+    def gradient_norms(self) -> tuple[float, dict[str, tuple[float, float]]]:
+        """The cross-entropy's gradient norm on the student, and every weighted loss with its own, on the first
+        batch.
+        """
+        size = min(self.settings.batch_size, len(self.ids))
+        step = self.data.view(self.ids[:size], 0, self.views)
+        student = self.student.network.module.train()
+        self.objective.parts.train()
+        active = [learner.objective.terms for learner in self.learners]
+        losses = self._losses(step, active, 0.5, self.extra_views, labels=True, own=True)[0]
+        parameters = [p for p in student.parameters() if p.requires_grad]
+
+        def norm(loss: Tensor) -> float:
+            if not loss.requires_grad:
+                return 0.0
+            grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            found = [g for g in grads if g is not None]
+            return float(torch.stack(torch._foreach_norm(found)).norm()) if found else 0.0
+
+        target = step.target
+        ce = losses.values.get("ce")
+        if ce is None:
+            ce = torch.nn.functional.cross_entropy(self.student.network(step.images, target).logits.float(), target)
+        weights = {term.name: term.weight for term in self.objective.terms}
+        weights[self.objective.strategy.name] = float(self.objective.strategy.hyper.get("weight", 1.0))
+        measured = {
+            name: (float(value.detach()), norm(weights[name] * value))
+            for name, value in losses.values.items()
+            if name in weights
+        }
+        return norm(ce), measured
+
+    def _kept(self) -> Network:
+        return self.average if self.plan.keep == AVERAGE and self.average is not None else self.student.network
+
+    def _stage_epochs(self, index: int) -> int:
+        """The stages' epochs add up to the training's; every stage gets at least one."""
+        shares = [stage.share for stage, _ in self.stages]
+        ends = [round(self.epochs * sum(shares[: k + 1]) / sum(shares)) for k in range(len(shares))]
+        for k in range(len(ends)):
+            ends[k] = min(max(ends[k], k + 1), self.epochs - (len(ends) - 1 - k))
+        return ends[index] - (ends[index - 1] if index else 0)
+
+    def _begin_stage(self, stage: Stage, owner: str | None, state: dict[str, Any] | None) -> None:
+        for k, learner in enumerate(self.learners):
+            learner.network.module.train()
+            learner.objective.parts.train()
+            learner.parameters = [
+                p for m in (learner.network.module, learner.objective.parts) for p in m.parameters() if p.requires_grad
+            ]
+            learner.optimizer = learner.objective.optimizer.build(learner.parameters)
+            for group in learner.optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+            if state is not None:
+                learner.optimizer.load_state_dict(state["optimizers"][k])
+        if self.average is not None:
+            self.average.module.train()
+
+    def _epoch(self, stage: Stage, owner: str | None, epoch: int, epochs: int, chunks: int) -> int:
+        view = self.done % self.settings.views
+        order_generator = torch.Generator().manual_seed(self.seeds.order * 1_000_003 + self.done)
+        order = torch.randperm(len(self.ids), generator=order_generator).to(self.device)
+        batch_size = min(self.settings.batch_size, len(self.ids))
+        count = max(1, len(self.ids) // batch_size)
+        active = [learner.objective.active(stage, owner) for learner in self.learners]
+        for k, step in enumerate(self.data.epoch(self.ids, order, batch_size, view, self.views)):
+            progress = (epoch + k / count) / epochs
+            rate = 0.5 * (1 + math.cos(math.pi * progress))
+            for learner in self.learners:
+                for group in learner.optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * rate
+            while True:
+                try:
+                    self._step(step, stage, active, progress, chunks)
+                    break
+                except torch.OutOfMemoryError:
+                    chunks *= 2
+                    if chunks > batch_size:
+                        raise TrialFailure("out-of-memory", "a batch of one does not fit in memory") from None
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
+            self.steps += 1
+        return chunks
+
+    def _step(self, step: Step, stage: Stage, active: list[list[Term]], progress: float, chunks: int) -> None:
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+        for part in _chunks(step, chunks):
+            self._forward_backward(part, stage, active, progress, 1.0 / chunks)
+        for learner in self.learners:
+            if learner.objective.optimizer.split_gradients:
+                none: list[Tensor | None] = [None] * len(learner.parameters)
+                learner.optimizer.step_split(learner.split.get("task", none), learner.split.get("distillation", none))
+                learner.split.clear()
+            else:
+                learner.optimizer.step()
+        if self.average is not None:
+            self._average()
+
+    def _forward_backward(
+        self, step: Step, stage: Stage, active: list[list[Term]], progress: float, share: float
+    ) -> None:
+        all_losses = self._losses(
+            step, active, progress, self.extra_views, labels=stage.labels, own=stage.terms != "own"
+        )
+        for name, value in all_losses[0].values.items():
+            value = value.detach() * share
+            self.losses[name] = self.losses[name] + value if name in self.losses else value
+        for learner, losses in zip(self.learners, all_losses, strict=True):
+            if learner.objective.optimizer.split_gradients:
+                self._split_backward(learner, losses, share)
+                continue
+            total = losses.task if losses.distillation is None else losses.task + losses.distillation
+            if not total.requires_grad:
+                raise TrialFailure("rejected", "no loss of this stage reaches the student")
+            (total * share if share != 1.0 else total).backward()
+
+    def _losses(
+        self, step: Step, active: list[list[Term]], progress: float, views: list[View], *, labels: bool, own: bool
+    ) -> list[Losses]:
+        """One forward pass of everybody, and every learner's losses."""
+        extra = [view.apply(step.images, self.generator) for view in views]
+        images = torch.cat([step.images, *extra]) if extra else step.images
+        with self.settings.autocast(self.device):
+            answers = [self._answer(learner.network, images, step, views).float() for learner in self.learners]
+            teachers = {name: [self._taught(teacher, step, views, extra)] for name, teacher in self.fixed.items()}
+            if self.average is not None:
+                teachers[AVERAGE] = [self._averaged(step)]
+        out = []
+        for k, learner in enumerate(self.learners):
+            if PEERS in self.plan.teachers:
+                teachers[PEERS] = [other.detach() for j, other in enumerate(answers) if j != k]
+            if SELF in self.plan.teachers:
+                teachers[SELF] = [answers[k].detach()]
+            losses = learner.objective(
+                answers[k],
+                teachers if self.objective.taught else {},
+                Batch(step.target, step.ids, progress, step.soft_target, self.generator),
+                active[k],
+                labels=labels,
+                own=own,
+                student_tapped=self.student_stages,
+                tapped=self.tapped,
+            )
+            out.append(losses)
+        return out
+
+    def _answer(self, network: Network, images: Tensor, step: Step, views: list[View]) -> Signals:
+        target = step.target
+        if views:
+            target = torch.cat([target, *(target.repeat_interleave(view.copies) for view in views)])
+        answer = network(images, target, create_graph=True)
+        if not views:
+            return answer
+        rows = len(step.images)
+        main = answer.rows(0, rows)
+        start = rows
+        for view in views:
+            main.views[view.name] = answer.rows(start, start + rows * view.copies)
+            start += rows * view.copies
+        return main
+
+    def _taught(self, teacher: FixedTeacher, step: Step, views: list[View], extra: list[Tensor]) -> Signals:
+        signals = teacher(step)
+        for view, images in zip(views, extra, strict=True):
+            if view.teacher:
+                signals.views[view.name] = teacher.live(images, step.target.repeat_interleave(view.copies)).float()
+        return signals.float()
+
+    def _averaged(self, step: Step) -> Signals:
+        images = step.images
+        if self.plan.second_view:
+            images = self.data.view(step.ids, step.view + SECOND_VIEW, self.views).images
+        assert self.average is not None
+        with torch.no_grad():
+            return self.average(images, step.target).detach().float()
+
+    def _split_backward(self, learner: Learner, losses: Losses, share: float) -> None:
+        """Task and distillation gradients apart, added up over the parts of a batch."""
+        for kind, loss in (("task", losses.task), ("distillation", losses.distillation)):
+            if loss is None or not loss.requires_grad:
+                continue
+            keep = kind == "task" and losses.distillation is not None
+            grads = torch.autograd.grad(loss * share, learner.parameters, retain_graph=keep, allow_unused=True)
+            held = learner.split.setdefault(kind, [None] * len(grads))
+            for i, grad in enumerate(grads):
+                if grad is not None:
+                    held[i] = grad if held[i] is None else held[i] + grad
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moving average with the warm-up of Mean Teacher: decay min(1 - 1 / (step + 1), decay)."""
+        assert self.average is not None
+        decay = min(1 - 1 / (self.steps + 2), self.plan.average)
+        kept = list(self.average.module.parameters())
+        torch._foreach_lerp_(kept, list(self.student.network.module.parameters()), 1 - decay)
+
+    def _check_finite(self) -> None:
+        bad = [name for name, value in self.losses.items() if not math.isfinite(value.item())]
+        if bad:
+            raise TrialFailure("non-finite", f"{', '.join(bad)} is not finite in epoch {self.done} of {self.epochs}")
+
+    def _save(self, seconds: float) -> None:
+        assert self.checkpoint is not None
+        state = {
+            "recipe": self.recipe.hash,
+            "done": self.done,
+            "steps": self.steps,
+            "seconds": seconds,
+            "curve": self.curve,
+            "generator": self.generator.get_state(),
+            "losses": self.losses,
+            "modules": [learner.network.module.state_dict() for learner in self.learners],
+            "parts": [learner.objective.parts.state_dict() for learner in self.learners],
+            "optimizers": [learner.optimizer.state_dict() for learner in self.learners],
+            "average": self.average.module.state_dict() if self.average is not None else {},
+        }
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def _restore(self) -> dict[str, Any] | None:
+        """Pick up where a killed process stopped. A state of another recipe, or a torn one, is left aside."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except Exception:
+            return None
+        if state.get("recipe") != self.recipe.hash:
+            return None
+        for k, learner in enumerate(self.learners):
+            learner.network.module.load_state_dict(state["modules"][k])
+            learner.objective.parts.load_state_dict(state["parts"][k])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"].cpu())
+        self.done, self.steps, self.spent = state["done"], state["steps"], state["seconds"]
+        self.curve, self.losses = [tuple(point) for point in state["curve"]], state["losses"]
+        return state
+
+
+def _chunks(step: Step, chunks: int) -> list[Step]:
+    """The batch in equal parts, for what does not fit in memory at once."""
+    if chunks == 1:
+        return [step]
+    size = math.ceil(len(step.ids) / chunks)
+    cuts = range(0, len(step.ids), size)
+    return [
+        Step(
+            step.images[a : a + size],
+            step.target[a : a + size],
+            None if step.soft_target is None else step.soft_target[a : a + size],
+            step.ids[a : a + size],
+            step.view,
+        )
+        for a in cuts
+    ]

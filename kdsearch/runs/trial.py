@@ -1,0 +1,153 @@
+"""One job, rung by rung. A generator: whoever drives it records each result and decides whether to go on."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from kdsearch import proxies as proxy_room
+from kdsearch.errors import TrialFailure
+from kdsearch.runs import models
+from kdsearch.runs.distil import Distilled, distil, examine
+from kdsearch.runs.fidelity import FULL, Fidelity
+from kdsearch.runs.jobs import FINAL, Failure, Job, Ladder, RungResult
+from kdsearch.runs.settings import Seeds
+from kdsearch.runs.world import World
+from kdsearch.search_space.recipe import Recipe, content_hash
+from kdsearch.search_space.students import measure
+from kdsearch.search_space.validity import problem
+
+PROXY_BATCH = 64
+
+
+class Runner:
+    """Runs jobs in one world. Keeps what trials share in this process: sizes and proxy scores of student
+    architectures.
+    """
+
+    def __init__(self, world: World, ladder: Ladder, folder: Path) -> None:
+        self.world, self.ladder, self.folder = world, ladder, folder
+        self._sizes: dict[str, dict[str, float]] = {}
+        self._scores: dict[str, dict[str, float]] = {}
+
+    def run(self, job: Job) -> Iterator[RungResult]:
+        """The job's rungs, one result at a time.
+
+        Raises:
+            TrialFailure: a deterministic failure of the recipe.
+        """
+        recipe = Recipe.from_dict(job.recipe)
+        if job.kind == FINAL:
+            yield self._final(job, recipe)
+            return
+        size = self.check(recipe)
+        seeds = Seeds.search(job.seed)
+        if not job.protected and recipe.distils:
+            examine(recipe, self.world, seeds, *self.ladder.rejection)
+        if self.ladder.proxies:
+            yield self._proxies(recipe, job.seed)
+        for rung in self.ladder.rungs:
+            checkpoint = self.folder / "work" / f"{job.number}-{rung.name}.pt"
+            result = self._train(recipe, seeds, rung, checkpoint)
+            result.size = size
+            yield result
+
+    def _train(self, recipe: Recipe, seeds: Seeds, rung: Fidelity, checkpoint: Path | None) -> RungResult:
+        done = distil(recipe, self.world, seeds, rung, checkpoint=checkpoint)
+        return _result(done, rung.name, self.world.metric)
+
+    def _final(self, job: Job, recipe: Recipe) -> RungResult:
+        name = f"{recipe.hash}-{job.seed}"
+        checkpoint = self.folder / "work" / f"final-{name}.pt"
+        done = distil(recipe, self.world, Seeds.finalist(self.world.seed, job.seed), FULL, checkpoint=checkpoint)
+        path = self.folder / "finals" / f"{name}.safetensors"
+        models.save(done.trained.module, path, {"recipe": recipe.hash, "seed": str(job.seed)})
+        result = _result(done, "final", self.world.metric)
+        result.size = self.check(recipe)
+        result.weights = str(path.relative_to(self.folder))
+        return result
+
+    def check(self, recipe: Recipe) -> dict[str, float]:
+        """Rung 0: the recipe is valid, its student within the limits. Gives the student's size.
+
+        Raises:
+            TrialFailure: it is not ("invalid").
+        """
+        found = problem(recipe, self.world.teacher.spec if self.world.teacher else None, self.world.data.classes)
+        if found:
+            raise TrialFailure("invalid", found)
+        size = self.sizes(recipe)
+        for name, limit in (("parameters", self.ladder.max_parameters), ("macs", self.ladder.max_macs)):
+            if limit is not None and size[name] > limit:
+                raise TrialFailure("invalid", f"the student has {size[name]:,.0f} {name}; the limit is {limit:,.0f}")
+        return size
+
+    def sizes(self, recipe: Recipe) -> dict[str, float]:
+        """Parameters and MACs of the recipe's student, measured once per architecture."""
+        key = self._architecture(recipe)
+        if key not in self._sizes:
+            module = models.build(recipe.student, recipe.transform, self.world.data, models.branches(recipe))
+            self._sizes[key] = {
+                "parameters": float(measure.parameters(module)),
+                "macs": float(measure.macs(module, self.world.data.input_shape)),
+            }
+        return self._sizes[key]
+
+    @staticmethod
+    def _architecture(recipe: Recipe) -> str:
+        asked = sorted(models.branches(recipe))
+        return content_hash([recipe.student.to_dict(), recipe.transform.to_dict(), asked])
+
+    def _proxies(self, recipe: Recipe, seed: int) -> RungResult:
+        began = time.perf_counter()
+        scores = self.scores(recipe, seed)
+        score = scores.get(self.ladder.prune_by or "", math.nan)
+        return RungResult("proxies", score, time.perf_counter() - began, trained=False, metrics=dict(scores))
+
+    def scores(self, recipe: Recipe, seed: int) -> dict[str, float]:
+        """Training-free scores of the student beside the teacher. An architecture is scored once."""
+        key = self._architecture(recipe)
+        if key not in self._scores:
+            data = self.world.data
+            ids = data.subset(1.0, seed)[:: max(1, len(data.train) // PROXY_BATCH)][:PROXY_BATCH]
+            images, target = data.train.take(ids), data.train.labels[ids]
+            teacher = self.world.teacher.network.module if self.world.teacher else None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                module = models.build(recipe.student, recipe.transform, data, models.branches(recipe)).to(data.device)
+            normal = (images - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
+            self._scores[key] = {
+                name: proxy_room.create(name).score(module, teacher, normal, target, seed=seed)
+                for name in self.ladder.proxies
+            }
+        return self._scores[key]
+
+
+def _result(done: Distilled, name: str, metric: str) -> RungResult:
+    trained = done.trained
+    return RungResult(
+        name,
+        trained.metrics[metric],
+        done.seconds,
+        metrics=trained.metrics,
+        curve=trained.curve,
+        losses=trained.losses,
+        assistants=done.assistants,
+        charged=done.charged,
+        notes=done.notes,
+    )
+
+
+def failure(error: BaseException) -> Failure:
+    """What a job's exception means: the recipe's own fault, or the machine's."""
+    if isinstance(error, TrialFailure):
+        return Failure(error.reason, str(error), deterministic=True)
+    trace = "".join(traceback.format_exception(error))
+    line = str(error).splitlines()[0] if str(error) else ""
+    # A full disk or a lost file system is not the recipe's fault; everything else would happen again.
+    return Failure("raised", f"{type(error).__name__}: {line}", not isinstance(error, OSError), trace)

@@ -1,0 +1,46 @@
+"""What every training of a run shares: data, teacher, settings, and the folder of things made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kdsearch.kd_methods import ModelSpec
+from kdsearch.runs.data import Data
+from kdsearch.runs.network import Network
+from kdsearch.runs.settings import Settings
+
+
+@dataclass
+class TeacherModel:
+    """A frozen network that can teach: its content hash addresses everything derived from it."""
+
+    network: Network
+    spec: ModelSpec
+    hash: str
+    name: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class World:
+    """Data, teacher and settings of a run, on one device.
+
+    Attributes:
+        cache: folder of stored signals and of models trained once (assistants); shared by all workers of a run.
+    """
+
+    data: Data
+    teacher: TeacherModel | None
+    settings: Settings
+    cache: Path
+    metric: str = "accuracy"
+    seed: int = 0
+    assistants: dict[str, TeacherModel] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device

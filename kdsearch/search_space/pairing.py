@@ -1,0 +1,40 @@
+"""Which stage of the student goes with which stage of the teacher. Policies, not layer names, so that they transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdsearch.kd_methods import StageSpec
+
+PAIRINGS = ("same_depth", "last", "middle", "all")
+
+
+def pair(
+    student: Sequence[StageSpec], teacher: Sequence[StageSpec], policy: str, *, spatial: bool = False
+) -> tuple[list[int], list[int]]:
+    """Indices of the paired stages, student's and teacher's, in order of depth.
+
+    `same_depth` gives every student stage the teacher stage of the nearest depth share; `last` pairs the last stages;
+    `middle` the ones nearest to half depth; `all` as many as both have, counted from the end. With `spatial`, stages
+    that have shrunk to a single position take no part.
+
+    Raises:
+        ValueError: no pair is left; the message says which side has no stage to offer.
+    """
+    s_usable = [k for k, stage in enumerate(student) if not spatial or stage.size[0] * stage.size[1] > 1]
+    t_usable = [k for k, stage in enumerate(teacher) if not spatial or stage.size[0] * stage.size[1] > 1]
+    for side, usable in (("student", s_usable), ("teacher", t_usable)):
+        if not usable:
+            what = "stage larger than one position" if spatial else "stage"
+            raise ValueError(f"the {side} has no {what} to pair")
+    if policy == "last":
+        return [s_usable[-1]], [t_usable[-1]]
+    if policy == "all":
+        count = min(len(s_usable), len(t_usable))
+        return s_usable[-count:], t_usable[-count:]
+    if policy == "middle":
+        s_usable = [min(s_usable, key=lambda k: abs(student[k].depth - 0.5))]
+    elif policy != "same_depth":
+        raise ValueError(f"unknown pairing {policy!r}; known: {', '.join(PAIRINGS)}")
+    nearest = [min(t_usable, key=lambda j: abs(teacher[j].depth - student[k].depth)) for k in s_usable]
+    return s_usable, nearest

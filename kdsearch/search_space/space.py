@@ -1,0 +1,420 @@
+"""The search space: the tree of decisions whose leaves are recipes.
+
+The tree is one walk through the slots of a recipe. Whoever answers the walk's questions decides what comes out: an
+Optuna trial (`suggest`), a random generator (`sample`), the published defaults (`default`), a given recipe
+(`params_of`), or a counter (`size`, `describe`). Decisions are named by slot and method, never by position, and no
+list of options depends on an earlier answer; a question is simply not asked where its answer could not matter.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod, LogitMethod, Need
+from kdsearch.kd_methods.strategy import TeachingStrategy
+from kdsearch.parameters import Choices, Declared, FloatRange, IntRange, Parameter, Value
+from kdsearch.registry import Registry, nearest
+from kdsearch.search_space.narrowing import count, fixed, narrow, suggest
+from kdsearch.search_space.pairing import PAIRINGS
+from kdsearch.search_space.recipe import NEUTRAL, Node, Recipe
+from kdsearch.search_space.students.family import STUDENTS
+from kdsearch.search_space.students.transforms import TRANSFORMS
+
+Choose = Callable[[str, Parameter], Value]
+NONE = "none"
+DEFAULT_CE = FloatRange(1.0, 0.1, 1.0, log=True, domain=(0.0, float("inf")))
+
+
+class SearchSpace:
+    """Decisions and their ranges. Written in YAML (`from_dict`, `to_dict`); where that says nothing, everything
+    registered.
+
+    Attributes:
+        options: slot -> name -> hyper-parameter -> declaration. Loss slots hold "none" as well.
+        ce_weight, pairing: the two decisions that belong to no method.
+        max_terms: at most so many loss slots are filled.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Mapping[str, Parameter]]],
+        *,
+        ce_weight: Parameter = DEFAULT_CE,
+        pairing: Parameter | None = None,
+        max_terms: int = 3,
+    ) -> None:
+        self.options = {slot: dict(entries) for slot, entries in options.items()}
+        self.ce_weight = ce_weight
+        self.pairing = pairing or Choices(PAIRINGS[0], PAIRINGS)
+        self.max_terms = max_terms
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any] | None = None) -> SearchSpace:
+        """Read a space; slots that are left out hold everything registered, with its declared ranges.
+
+        Raises:
+            ValueError: all problems, one a line, each with its place and the nearest valid choice.
+        """
+        data = dict(data or {})
+        problems: list[str] = []
+        known = ["student", "transform", "ce", "pairing", "max_terms", *LOSS_SLOTS, *NEUTRAL]
+        problems += [f"space has no slot {key!r}; {nearest(key, known)}" for key in data if key not in known]
+        options: dict[str, dict[str, dict[str, Parameter]]] = {}
+        for slot in ("student", "transform", *LOSS_SLOTS, *NEUTRAL):
+            table = _table(slot)
+            entries = data.get(slot)
+            if entries is None:
+                entries = _defaults(slot)
+            options[slot] = _read_slot(slot, entries, table, problems)
+        ce = _narrowed(
+            DEFAULT_CE,
+            data.get("ce", {}).get("weight") if isinstance(data.get("ce", {}), Mapping) else 0,
+            "space.ce.weight",
+            problems,
+        )
+        pairing = _narrowed(Choices(PAIRINGS[0], PAIRINGS), data.get("pairing"), "space.pairing", problems)
+        max_terms = data.get("max_terms", 3)
+        if max_terms not in (1, 2, 3, 4):
+            problems.append(f"space.max_terms must be 1 to 4, not {max_terms!r}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return SearchSpace(options, ce_weight=ce, pairing=pairing, max_terms=max_terms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The space as plain data, every range spelt out; `from_dict` reads it back."""
+        out: dict[str, Any] = {
+            slot: {name: {key: _written(p) for key, p in hyper.items()} for name, hyper in entries.items()}
+            for slot, entries in self.options.items()
+        }
+        out["ce"] = {"weight": _written(self.ce_weight)}
+        out["pairing"] = _written(self.pairing)
+        out["max_terms"] = self.max_terms
+        return out
+
+    def walk(self, choose: Choose) -> Recipe:
+        """Take every decision in order, `choose(name, parameter)` giving the answers."""
+
+        def ask(name: str, parameter: Parameter) -> Any:
+            return parameter.default if fixed(parameter) else choose(name, parameter)
+
+        def pick(slot: str, name: str) -> str:
+            known = tuple(self.options[slot])
+            return str(ask(name, Choices(known[0], known)))
+
+        def node(slot: str, name: str, prefix: str, skip: Iterable[str] = ()) -> Node:
+            declared = self.options[slot][name]
+            # The default of a decision that is not taken is the published one.
+            return Node(name, {k: p.default if k in skip else ask(f"{prefix}.{k}", p) for k, p in declared.items()})
+
+        family = pick("student", "student")
+        student = node("student", family, f"student.{family}")
+        transform_name = pick("transform", "student.transform")
+        transform = node("transform", transform_name, f"student.{transform_name}")
+
+        teaching_name = pick("teaching", "teaching")
+        teaching = METHODS[teaching_name]
+        supplies = getattr(teaching, "supplies", frozenset(Need))
+        own = bool(getattr(teaching, "own_objective", False))
+
+        chosen: dict[str, str] = {}
+        for slot in LOSS_SLOTS:
+            if len(chosen) >= self.max_terms or not self._offers(slot, family, supplies):
+                continue
+            name = pick(slot, slot)
+            if name != NONE:
+                chosen[slot] = name
+        softens = "logits" in chosen and "temperature" in METHODS[chosen["logits"]].parameters
+        temperature_name = pick("temperature", "temperature") if softens else NEUTRAL["temperature"]
+        own_temperature = temperature_name == NEUTRAL["temperature"]
+
+        terms: dict[str, Node] = {}
+        pairing = str(self.pairing.default)
+        for slot, name in chosen.items():
+            skip = () if own_temperature or slot != "logits" else ("temperature",)
+            terms[slot] = node(slot, name, f"{slot}.{name}", skip)
+            if slot == "features" and METHODS[name].pairing is None:
+                pairing = str(ask("features.pairing", self.pairing))
+        policies = {
+            "temperature": self._policy("temperature", temperature_name, ask),
+            "targets": self._policy("targets", pick("targets", "targets"), ask),
+            "teaching": self._policy("teaching", teaching_name, ask),
+        }
+        distils = bool(terms) or own or policies["targets"].name != NEUTRAL["targets"]
+        for slot, matters in (("schedule", distils), ("data", "logits" in terms), ("optimizer", True)):
+            name = pick(slot, slot) if matters else NEUTRAL[slot]
+            policies[slot] = self._policy(slot, name, ask)
+        ce_weight = float(ask("ce.weight", self.ce_weight)) if distils else 1.0
+        return Recipe(student, transform, ce_weight, terms, pairing, policies)
+
+    def _policy(self, slot: str, name: str, ask: Choose) -> Node:
+        declared = self.options[slot].get(name)
+        if declared is None:  # the neutral entry of a slot whose question was not asked
+            return Node(name, METHODS[name].check({}))
+        return Node(name, {key: ask(f"{slot}.{name}.{key}", p) for key, p in declared.items()})
+
+    def _offers(self, slot: str, family: str, supplies: frozenset[Need]) -> bool:
+        """Whether some method of a slot can work for this family of students under this teaching strategy."""
+        supports = STUDENTS[family].supports
+        methods = [METHODS[name] for name in self.options[slot] if name != NONE]
+        return any(m.branches <= supports and m.needs.teacher <= supplies for m in methods)
+
+    def suggest(self, trial: Any) -> Recipe:
+        """Propose a recipe by an Optuna trial's define-by-run calls; any sampler can drive it."""
+        return self.walk(lambda name, parameter: suggest(trial, name, parameter))
+
+    def sample(self, seed: int) -> Recipe:
+        """A random recipe, uniform over the answers of each decision (log-uniform where the declaration says so)."""
+        generator = random.Random(seed)
+        return self.walk(lambda name, parameter: _draw(parameter, generator))
+
+    def default(self, **answers: Value) -> Recipe:
+        """The recipe of published defaults; `answers` overrides single decisions, dots written as `__`."""
+        given = {key.replace("__", "."): value for key, value in answers.items()}
+        return self.walk(lambda name, parameter: given.get(name, parameter.default))
+
+    def params_of(self, recipe: Recipe) -> dict[str, Value]:
+        """The answers that lead to a recipe: what `study.enqueue_trial` takes.
+
+        Raises:
+            ValueError: the recipe does not lie in this space.
+        """
+        answers = _answers(recipe)
+        taken: dict[str, Value] = {}
+
+        def answer(name: str, parameter: Parameter) -> Value:
+            value = answers.get(name, parameter.default)
+            if not _inside(value, parameter):
+                raise ValueError(f"the recipe's {name} = {value!r} lies outside the space: {parameter.describe()}")
+            taken[name] = value
+            return value
+
+        reached = self.walk(answer)
+        if reached != recipe:
+            raise ValueError("the recipe lies outside the space: a value that the space holds fixed differs")
+        return taken
+
+    def published(self) -> list[Recipe]:
+        """One recipe per method of the loss, temperature, teaching, targets and data slots at published defaults."""
+        recipes: list[Recipe] = []
+        base: dict[str, Value] = {slot: NONE for slot in LOSS_SLOTS if NONE in self.options[slot]}
+        wanted = [s for s in (*LOSS_SLOTS, "temperature", "targets", "teaching", "data", "schedule", "optimizer")]
+        for slot in wanted:
+            for name in self.options[slot]:
+                if name == NONE or (slot in NEUTRAL and name == NEUTRAL[slot]):
+                    continue
+                answers = dict(base) | {slot: name}
+                if slot not in LOSS_SLOTS and "kd" in self.options["logits"]:
+                    answers["logits"] = "kd"
+                answers.setdefault("teaching", next(iter(self.options["teaching"])))
+                published = min((METHODS[str(v)].ce_weight for k, v in answers.items() if v != NONE), default=1.0)
+                recipe = self.walk(_answering(answers | {"ce.weight": published}))
+                if recipe not in recipes:
+                    recipes.append(recipe)
+        return recipes
+
+    def size(self) -> tuple[int, int]:
+        """Number of distinct discrete structures, and the largest number of continuous decisions in one of them."""
+        return _Counter(self).result()
+
+    def describe(self) -> str:
+        """The tree as indented text: every slot, its options, and their ranges."""
+        lines = []
+        for slot, entries in self.options.items():
+            lines.append(slot)
+            for name, hyper in entries.items():
+                lines.append(f"  {name}")
+                lines += [f"    {slot}.{name}.{key} = {p.describe()}" for key, p in hyper.items()]
+        lines += [f"ce.weight = {self.ce_weight.describe()}", f"features.pairing = {self.pairing.describe()}"]
+        structures, continuous = self.size()
+        lines.append(
+            f"{structures:,} discrete structures; up to {continuous} continuous decisions; "
+            f"at most {self.max_terms} terms"
+        )
+        return "\n".join(lines)
+
+
+class _Counter:
+    """Walks every branch once, multiplying what is left open below."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+
+    def result(self) -> tuple[int, int]:
+        total, deepest = 0, 0
+        stack: list[tuple[str, ...]] = [()]
+        while stack:
+            prefix = stack.pop()
+            branch, structures, continuous = self._follow(prefix)
+            if branch is None:
+                total += structures
+                deepest = max(deepest, continuous)
+            else:
+                stack.extend((*prefix, str(option)) for option in branch)
+        return total, deepest
+
+    def _follow(self, prefix: tuple[str, ...]) -> tuple[tuple[Value, ...] | None, int, int]:
+        """Replay the structural answers of a prefix; stop at the first new one and give its options."""
+        answers = iter(prefix)
+        structures, continuous = 1, 0
+
+        class Branch(Exception):
+            pass
+
+        found: list[tuple[Value, ...]] = []
+
+        def choose(name: str, parameter: Parameter) -> Value:
+            nonlocal structures, continuous
+            if "." not in name or name == "student.transform":
+                assert isinstance(parameter, Choices)
+                answer = next(answers, None)
+                if answer is None:
+                    found.append(parameter.searched or parameter.options)
+                    raise Branch
+                return answer
+            number = count(parameter)
+            if number is None:
+                continuous += 1
+            else:
+                structures *= number
+            return parameter.default
+
+        try:
+            self.space.walk(choose)
+        except Branch:
+            return found[0], 0, 0
+        return None, structures, continuous
+
+
+def _answering(answers: Mapping[str, Value]) -> Choose:
+    def choose(name: str, parameter: Parameter) -> Value:
+        value = answers.get(name, parameter.default)
+        return value if _inside(value, parameter) else parameter.default
+
+    return choose
+
+
+def _inside(value: Value, parameter: Parameter) -> bool:
+    if isinstance(parameter, Choices):
+        return value in (parameter.searched or parameter.options)
+    return not isinstance(value, str) and parameter.low <= value <= parameter.high
+
+
+def _answers(recipe: Recipe) -> dict[str, Value]:
+    """Every decision a recipe can be said to have taken, by name."""
+    answers: dict[str, Value] = {"student": recipe.student.name, "student.transform": recipe.transform.name}
+    for node in (recipe.student, recipe.transform):
+        answers |= {f"student.{node.name}.{key}": value for key, value in node.hyper.items()}
+    answers |= dict.fromkeys(LOSS_SLOTS, NONE)
+    for slot, node in (*recipe.terms.items(), *recipe.policies.items()):
+        answers[slot] = node.name
+        answers |= {f"{slot}.{node.name}.{key}": value for key, value in node.hyper.items()}
+    return answers | {"ce.weight": recipe.ce_weight, "features.pairing": recipe.pairing}
+
+
+def _draw(parameter: Parameter, generator: random.Random) -> Value:
+    if isinstance(parameter, Choices):
+        return generator.choice(parameter.searched or parameter.options)
+    if parameter.log:
+        import math
+
+        value = math.exp(generator.uniform(math.log(parameter.low), math.log(parameter.high)))
+    else:
+        value = generator.uniform(parameter.low, parameter.high)
+    if isinstance(parameter, IntRange):
+        return (
+            generator.randrange(parameter.low, parameter.high + 1, parameter.step)
+            if not parameter.log
+            else round(value)
+        )
+    return min(max(value, parameter.low), parameter.high)
+
+
+def _table(slot: str) -> Registry[Any]:
+    return {"student": STUDENTS, "transform": TRANSFORMS}.get(slot, METHODS)  # type: ignore[return-value]
+
+
+def _defaults(slot: str) -> list[str]:
+    if slot == "student":
+        return [cls.name for cls in STUDENTS if cls.name != "timm"]  # timm needs a list of model names first
+    if slot == "transform":
+        return [NONE]
+    names = [cls.name for cls in METHODS if cls.slot == slot]
+    if slot in LOSS_SLOTS:
+        return [NONE, *names]
+    return sorted(names, key=lambda name: name != NEUTRAL[slot])
+
+
+def _read_slot(slot: str, entries: Any, table: Registry[Any], problems: list[str]) -> dict[str, dict[str, Parameter]]:
+    where = f"space.{slot}"
+    if isinstance(entries, str):
+        entries = [entries]
+    if isinstance(entries, list):
+        entries = {name: {} for name in entries}
+    if not isinstance(entries, Mapping) or not entries:
+        problems.append(f"{where} must list names or map them to ranges, not {entries!r}")
+        return {}
+    out: dict[str, dict[str, Parameter]] = {}
+    optional = slot in LOSS_SLOTS
+    for name, narrowed in entries.items():
+        if optional and name == NONE:
+            out[NONE] = {}
+            continue
+        try:
+            cls: type[Declared] = table[name]
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        if issubclass(cls, KDMethod) and cls.slot != slot:
+            options = ", ".join(m.name for m in METHODS if m.slot == slot)
+            problems.append(f"{where}: {name!r} is a {cls.slot} method; {slot} takes {options}")
+            continue
+        out[name] = _read_hyper(f"{where}.{name}", cls, narrowed or {}, problems)
+    if optional and NONE not in out and isinstance(entries, Mapping):
+        # A loss slot without "none" would force a term into every recipe, baselines included.
+        out = {NONE: {}, **out}
+    return out
+
+
+def _read_hyper(where: str, cls: type[Declared], narrowed: Any, problems: list[str]) -> dict[str, Parameter]:
+    if not isinstance(narrowed, Mapping):
+        problems.append(f"{where} must map hyper-parameters to values or ranges, not {narrowed!r}")
+        return {}
+    for key in narrowed:
+        if key not in cls.parameters:
+            problems.append(f"{where} has no hyper-parameter {key!r}; {nearest(key, cls.parameters)}")
+    return {
+        key: _narrowed(parameter, narrowed.get(key), f"{where}.{key}", problems)
+        for key, parameter in cls.parameters.items()
+    }
+
+
+def _narrowed(parameter: Parameter, entry: Any, where: str, problems: list[str]) -> Parameter:
+    if entry is None:
+        return parameter
+    try:
+        return narrow(parameter, entry, where)
+    except ValueError as error:
+        problems.append(str(error))
+        return parameter
+
+
+def _written(parameter: Parameter) -> Any:
+    if isinstance(parameter, Choices):
+        options = list(parameter.searched or parameter.options)
+        return options[0] if len(options) == 1 else options
+    if parameter.low == parameter.high:
+        return parameter.low
+    return {"low": parameter.low, "high": parameter.high, "log": parameter.log}
+
+
+def uses_temperature(name: str) -> bool:
+    """Whether a logit method follows the recipe's temperature policy."""
+    cls = METHODS[name]
+    return issubclass(cls, LogitMethod) and "temperature" in cls.parameters
+
+
+def strategies() -> list[type[TeachingStrategy]]:
+    """All registered teaching strategies."""
+    return [cls for cls in METHODS if issubclass(cls, TeachingStrategy)]

@@ -1,0 +1,91 @@
+"""Moonshine's blocks: what may stand in place of a full convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.search_space.students.networks.initialise import initialise
+
+
+class ChannelSlide(nn.Module):
+    """Three weights per output that slide over the zero-padded channel axis, averaged over all positions.
+
+    The average over positions is taken first: it leaves three maps, the sums over all channels but the last, over all,
+    and over all but the first. A pointwise convolution of these is the same function at a fraction of the cost.
+    """
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        self.weights = nn.Conv2d(3, width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum(1, keepdim=True)
+        return self.weights(torch.cat([total - x[:, -1:], total, total - x[:, :1]], 1) / x.shape[1])
+
+
+def cheap(conv: nn.Conv2d, block: str, group: int, bottleneck: int) -> nn.Sequential:
+    """A block of the same shape as `conv`, freshly initialised.
+
+    Raises:
+        ValueError: the channels cannot be divided as the block wants it; the message says which.
+    """
+    wide, width, bias = conv.in_channels, conv.out_channels, conv.bias is not None
+    if block == "Conv2x2":
+        reach = conv.kernel_size[0] - 1
+        parts: list[nn.Module] = [nn.Conv2d(wide, width, 2, conv.stride, conv.padding, dilation=reach, bias=bias)]
+    elif block in ("DConv", "DConvG", "DConvA", "DConv3D"):
+        groups = _groups(wide, {"DConvG": "G", "DConvA": "A"}.get(block, "D"), group)
+        spatial = nn.Conv2d(wide, wide, conv.kernel_size, conv.stride, conv.padding, groups=groups, bias=False)
+        mix = ChannelSlide(width, bias) if block == "DConv3D" else nn.Conv2d(wide, width, 1, bias=bias)
+        parts = [spatial, nn.BatchNorm2d(wide), nn.ReLU(inplace=True), mix]
+    else:
+        if width % bottleneck:
+            raise ValueError(f"{width} channels have no bottleneck of 1/{bottleneck}")
+        narrow = width // bottleneck
+        groups = _groups(narrow, {"GB": "G", "AB": "A", "DConvB": "D"}.get(block, ""), group)
+        spatial = nn.Conv2d(narrow, narrow, conv.kernel_size, conv.stride, conv.padding, groups=groups, bias=False)
+        parts = [nn.Conv2d(wide, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
+        parts += [spatial, nn.BatchNorm2d(narrow), nn.ReLU(inplace=True), nn.Conv2d(narrow, width, 1, bias=bias)]
+    built = nn.Sequential(*parts)
+    initialise(built)
+    return built
+
+
+def replace_convolutions(model: nn.Module, block: str, group: int, bottleneck: int) -> tuple[int, dict[str, str]]:
+    """Replace in place what can be: how many k×k convolutions were, and which others were not, with the reason."""
+    convolutions = [(path, part) for path, part in model.named_modules() if isinstance(part, nn.Conv2d)]
+    replaced, kept = 0, {}
+    for path, conv in convolutions[1:]:  # the first reads the image
+        if max(conv.kernel_size) == 1:
+            continue
+        try:
+            _eligible(conv)
+            substitute = cheap(conv, block, group, bottleneck).to(conv.weight)
+        except ValueError as error:
+            kept[path] = str(error)
+            continue
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, substitute)
+        replaced += 1
+    return replaced, kept
+
+
+def _eligible(conv: nn.Conv2d) -> None:
+    if type(conv) is not nn.Conv2d:
+        raise ValueError(f"is a {type(conv).__name__}")
+    if conv.groups != 1:
+        raise ValueError(f"is grouped already ({conv.groups} groups)")
+    if len(set(conv.kernel_size)) > 1 or max(conv.dilation) > 1 or conv.padding_mode != "zeros":
+        raise ValueError("is not square, or dilated, or padded with other than zeros")
+
+
+def _groups(channels: int, kind: str, group: int) -> int:
+    """Groups of a spatial convolution on so many channels: D depthwise, G channels per group, A number of groups."""
+    if kind == "D":
+        return channels
+    if kind == "":
+        return 1
+    if channels % group:
+        raise ValueError(f"{channels} channels cannot be divided by {group}")
+    return channels // group if kind == "G" else group

@@ -1,0 +1,44 @@
+"""Whether a recipe makes sense, as far as can be told without building its student."""
+
+from __future__ import annotations
+
+from kdsearch.kd_methods import METHODS, DataMethod, ModelSpec
+from kdsearch.search_space.recipe import NEUTRAL, Recipe
+from kdsearch.search_space.students.family import STUDENTS
+
+
+def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | None:
+    """Why the recipe cannot work, or None.
+
+    Every combination that no training could carry out has its reason here, so that none of them is left to crash.
+    """
+    family = STUDENTS[recipe.student.name]
+    teaching_name = recipe.policies["teaching"].name
+    teaching = METHODS[teaching_name]
+    supplies = getattr(teaching, "supplies", frozenset())
+    own_objective = bool(getattr(teaching, "own_objective", False))
+    fixed_teacher = not own_objective
+    # Instances, not classes: what a method reads can depend on its hyper-parameters.
+    for slot, cls in recipe.methods():
+        lacking = cls.branches - family.supports
+        if lacking:
+            return f"{slot}={cls.name} needs a student with a {min(lacking)}; {family.name} has none"
+        unmet = cls.needs.teacher - supplies
+        if unmet and slot != "teaching":
+            return f"{slot}={cls.name} reads the teacher's {min(unmet)}, which teaching={teaching_name} does not supply"
+        if fixed_teacher and cls.needs.teacher and teacher is None:
+            return f"{slot}={cls.name} needs a teacher, and the run has none"
+        if (
+            fixed_teacher
+            and cls.same_classes
+            and cls.needs.teacher
+            and teacher is not None
+            and teacher.classes != classes
+        ):
+            return f"{slot}={cls.name} compares logits, but the teacher has {teacher.classes} classes and the data {classes}"
+    data = METHODS[recipe.policies["data"].name]
+    if issubclass(data, DataMethod) and data.needs_teacher and "logits" not in recipe.terms:
+        return f"data={data.name} trains on soft labels alone and needs a logit term"
+    if teaching_name != NEUTRAL["teaching"] and not own_objective and not recipe.terms:
+        return f"teaching={teaching_name} has nothing to teach: the recipe has no loss term"
+    return None
