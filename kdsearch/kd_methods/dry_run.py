@@ -85,7 +85,8 @@ def record(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Call, l
         ValueError: the model does not answer with one row of logits per image.
     """
     root = Call("", model, None)
-    stack, ended = [root], []
+    stack: list[Call] = [root]
+    ended: list[Call] = []
     layers = 0
 
     def enter(path: str) -> Any:

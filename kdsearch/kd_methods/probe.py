@@ -227,12 +227,7 @@ def _blocks(root: Call, extents: _Extents, key: tuple[str, tuple[int, int]]) -> 
 
 def _classifier(calls: list[Call], logits: Tensor) -> Call | None:
     """The linear layer (or 1×1 convolution of a pooled map) that gives the logits."""
-    found = [
-        c
-        for c in calls
-        if c.value is not None and c.value.numel() == logits.numel() and c.value.shape[1] > 0 and c.last
-    ]
-    found = [c for c in found if c.got is not None and c.got[:2] == tuple(logits.shape)]
+    found = [c for c in calls if c.last and c.value is not None and c.value.shape[:2] == logits.shape]
     for call in found:
         if call.value is logits:
             return call

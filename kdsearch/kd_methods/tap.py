@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
-from kdsearch.kd_methods.dry_run import ramp_images, evaluating, first_tensor
+from kdsearch.kd_methods.dry_run import evaluating, first_tensor, ramp_images
 from kdsearch.kd_methods.probe import probe
 from kdsearch.kd_methods.signals import ModelSpec, Need, Signals, StageSpec
 

@@ -229,7 +229,7 @@ def _assistant(
     student = Node(family.name, family.hyper)
     own = Recipe.from_dict({"student": student.to_dict("family")})
     own = own.plain_kd() if pretrain.teachers else own.without_distillation()
-    sources = [made[name] if name in made else world.teacher for name in pretrain.teachers]
+    sources = [made.get(name, world.teacher) for name in pretrain.teachers]
     source = sources[0] if sources else None
     share = Fidelity("assistant", epochs=fidelity.epochs)
     key = content_hash(

@@ -68,7 +68,7 @@ class Json(Progress):
         self._say(event="training", epoch=done, epochs=total, score=score)
 
     def search(self, tally: Tally, elapsed: float) -> None:
-        self._say(event="search", elapsed=elapsed, **{k: v for k, v in vars(tally).items()})
+        self._say(event="search", elapsed=elapsed, **vars(tally))
 
     def line(self, text: str) -> None:
         self._say(event="line", text=text)

@@ -7,18 +7,20 @@ built network.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdsearch.kd_methods.tap import probe
+from kdsearch.kd_methods.dry_run import evaluating
+from kdsearch.kd_methods.probe import probe
 from kdsearch.search_space.students.family import StudentFamily
 from kdsearch.search_space.students.measure import macs
 from kdsearch.search_space.students.transforms import StudentTransform
@@ -62,17 +64,11 @@ def thin(
     limit = macs(full, input_shape)
     narrow = family.thinned(keep)
     if narrow is not None:
-        try:
-            model = build(narrow)
-        except ValueError:  # the transform may not divide the fewer channels
-            model = None
-        if model is not None and _costs_less(model, input_shape, classes, limit):
-            return model, ""
+        with suppress(ValueError):  # the transform may not divide the fewer channels
+            return _checked(build(narrow), input_shape, classes, limit), ""
     try:
         model = _cut(build(family), input_shape, keep, seed, time_limit)
-        if _costs_less(model, input_shape, classes, limit):
-            return model, ""
-        reason = "it would not have become cheaper"
+        return _checked(model, input_shape, classes, limit), ""
     except TimeoutError:
         reason = f"cutting out its channels took more than {time_limit:g} s"
     except Exception as error:  # whatever a foreign network makes of being cut, the full one still works
@@ -80,11 +76,18 @@ def thin(
     return full, f"student {family.name} was not thinned: {reason}"
 
 
-def _costs_less(model: nn.Module, input_shape: InputShape, classes: int, limit: int) -> bool:
-    try:
-        return probe(model, input_shape).classes == classes and macs(model, input_shape) < limit
-    except (RuntimeError, ValueError):
-        return False
+def _checked(model: nn.Module, input_shape: InputShape, classes: int, limit: int) -> nn.Module:
+    """The model itself, after one run.
+
+    Raises:
+        ValueError: it lost a class, or costs no less than `limit` multiply-accumulates.
+    """
+    left = probe(model, input_shape).classes
+    if left != classes:
+        raise ValueError(f"{left} of {classes} classes are left")
+    if macs(model, input_shape) >= limit:
+        raise ValueError("it does not become cheaper")
+    return model
 
 
 def _cut(model: nn.Module, input_shape: InputShape, keep: float, seed: int, time_limit: float) -> nn.Module:
@@ -98,30 +101,73 @@ def _cut(model: nn.Module, input_shape: InputShape, keep: float, seed: int, time
     generator = torch.Generator().manual_seed(seed)
 
     def importance(group: Any, **_: Any) -> Tensor:
+        in_time()
         return torch.rand(len(group[0].idxs), generator=generator)
 
-    fixed = [model.get_submodule(path) for path in _classifiers(model, input_shape)]
-    heads = {
-        part.qkv: part.num_heads
+    attention: list[Any] = [
+        part
         for part in model.modules()
         if isinstance(getattr(part, "qkv", None), nn.Linear) and isinstance(getattr(part, "num_heads", None), int)
-    }
-    modes = {name: part.training for name, part in model.named_modules()}
-    with _seeded(seed), _deadline(time_limit), warnings.catch_warnings():
+    ]
+    with _seeded(seed), _deadline(time_limit) as in_time, evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.eval()
         pruner = torch_pruning.pruner.BasePruner(
             model,
             torch.zeros(1, *input_shape),
             importance=importance,
             pruning_ratio=1 - keep,
-            ignored_layers=fixed,
-            num_heads=heads,
+            ignored_layers=_classifiers(model, input_shape),
+            num_heads={part.qkv: part.num_heads for part in attention},
+            # The library's own defaults are dictionaries that it fills and shares between calls.
+            in_channel_groups={},
+            out_channel_groups={},
         )
-        pruner.step()
-    for name, part in model.named_modules():
-        part.training = modes.get(name, True)
-        if isinstance(getattr(part, "qkv", None), nn.Linear) and part.qkv in pruner.num_heads:
-            part.num_heads = pruner.num_heads[part.qkv]
-            part.head_dim = part.qkv.out_features // 3 // part.num_heads
+        for group in pruner.step(interactive=True):
+            in_time()
+            group.prune()
+    for part in attention:
+        part.head_dim = part.qkv.out_features // 3 // part.num_heads
+        part.attn_dim = part.head_dim * part.num_heads
+        part.scale = part.head_dim**-0.5
     return model
+
+
+def _classifiers(model: nn.Module, input_shape: InputShape) -> list[nn.Module]:
+    """The layers whose outputs are classes: the one that gives the logits, and others of its kind beside it."""
+    spec = probe(model, input_shape)
+    if spec.classifier is None:
+        return []
+    last: Any = model.get_submodule(spec.classifier)
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight.shape == last.weight.shape] + [last]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[Callable[[], None]]:
+    """Raises TimeoutError in this thread once the time is over, at a function call of whatever code is running.
+
+    Foreign code offers no other place to stop it. Gives a function that checks the time as well, for where an exception
+    raised so is swallowed (by a generator that is being closed, say), since that ends the watch.
+    """
+    end = time.monotonic() + seconds
+    before = sys.getprofile()
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"not done within {seconds:g} s")
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            check()
+
+    sys.setprofile(watch)
+    try:
+        yield check
+    finally:
+        sys.setprofile(before)

@@ -90,7 +90,8 @@ class Training:
         self.generator = torch.Generator(self.device).manual_seed(seeds.order)
         self.done, self.steps, self.spent = 0, 0, 0.0
         self.curve: list[tuple[int, float]] = []
-        self.losses: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}  # sums over the steps in which each loss took part
+        self.counts: dict[str, float] = {}
         self._listen()
 
     def _listen(self) -> None:
@@ -158,7 +159,7 @@ class Training:
         module: nn.Module = kept.module
         for method in self.objective.methods:
             module = method.export(module)
-        losses = {name: value.item() / max(self.steps, 1) for name, value in self.losses.items()}
+        losses = {name: value.item() / max(self.counts[name], 1) for name, value in self.losses.items()}
         return Trained(kept, metrics, self.curve, losses, seconds, self.epochs, self.steps, module)
 
     def gradient_norms(self) -> tuple[float, dict[str, tuple[float, float]]]:
@@ -269,6 +270,7 @@ class Training:
         for name, value in all_losses[0].values.items():
             value = value.detach() * share
             self.losses[name] = self.losses[name] + value if name in self.losses else value
+            self.counts[name] = self.counts.get(name, 0.0) + share
         for learner, losses in zip(self.learners, all_losses, strict=True):
             if learner.objective.optimizer.split_gradients:
                 self._split_backward(learner, losses, share)
@@ -373,6 +375,7 @@ class Training:
             "curve": self.curve,
             "generator": self.generator.get_state(),
             "losses": self.losses,
+            "counts": self.counts,
             "modules": [learner.network.module.state_dict() for learner in self.learners],
             "parts": [learner.objective.parts.state_dict() for learner in self.learners],
             "optimizers": [learner.optimizer.state_dict() for learner in self.learners],
@@ -400,7 +403,8 @@ class Training:
             self.average.module.load_state_dict(state["average"])
         self.generator.set_state(state["generator"].cpu())
         self.done, self.steps, self.spent = state["done"], state["steps"], state["seconds"]
-        self.curve, self.losses = [tuple(point) for point in state["curve"]], state["losses"]
+        self.curve = [tuple(point) for point in state["curve"]]
+        self.losses, self.counts = state["losses"], state["counts"]
         return state
 
 

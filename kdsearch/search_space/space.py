@@ -12,8 +12,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod, LogitMethod, Need
-from kdsearch.kd_methods.strategy import TeachingStrategy
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod, Need
 from kdsearch.parameters import Choices, Declared, FloatRange, IntRange, Parameter, Value
 from kdsearch.registry import Registry, nearest
 from kdsearch.search_space.narrowing import count, fixed, narrow, suggest
@@ -24,6 +23,7 @@ from kdsearch.search_space.students.transforms import TRANSFORMS
 
 Choose = Callable[[str, Parameter], Value]
 NONE = "none"
+STAGED = frozenset({Need.FEATURES, Need.PREACT})
 DEFAULT_CE = FloatRange(1.0, 0.1, 1.0, log=True, domain=(0.0, float("inf")))
 
 
@@ -134,7 +134,7 @@ class SearchSpace:
         for slot, name in chosen.items():
             skip = () if own_temperature or slot != "logits" else ("temperature",)
             terms[slot] = node(slot, name, f"{slot}.{name}", skip)
-            if slot == "features" and METHODS[name].pairing is None:
+            if slot == "features" and METHODS[name].pairing is None and METHODS[name].needs.student & STAGED:
                 pairing = str(ask("features.pairing", self.pairing))
         policies = {
             "temperature": self._policy("temperature", temperature_name, ask),
@@ -199,7 +199,7 @@ class SearchSpace:
         """One recipe per method of the loss, temperature, teaching, targets and data slots at published defaults."""
         recipes: list[Recipe] = []
         base: dict[str, Value] = {slot: NONE for slot in LOSS_SLOTS if NONE in self.options[slot]}
-        wanted = [s for s in (*LOSS_SLOTS, "temperature", "targets", "teaching", "data", "schedule", "optimizer")]
+        wanted = (*LOSS_SLOTS, "temperature", "targets", "teaching", "data", "schedule", "optimizer")
         for slot in wanted:
             for name in self.options[slot]:
                 if name == NONE or (slot in NEUTRAL and name == NEUTRAL[slot]):
@@ -403,18 +403,10 @@ def _narrowed(parameter: Parameter, entry: Any, where: str, problems: list[str])
 def _written(parameter: Parameter) -> Any:
     if isinstance(parameter, Choices):
         options = list(parameter.searched or parameter.options)
-        return options[0] if len(options) == 1 else options
+        if len(options) == 1:
+            return options[0]
+        numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
+        return {"values": options} if numeric else options
     if parameter.low == parameter.high:
         return parameter.low
     return {"low": parameter.low, "high": parameter.high, "log": parameter.log}
-
-
-def uses_temperature(name: str) -> bool:
-    """Whether a logit method follows the recipe's temperature policy."""
-    cls = METHODS[name]
-    return issubclass(cls, LogitMethod) and "temperature" in cls.parameters
-
-
-def strategies() -> list[type[TeachingStrategy]]:
-    """All registered teaching strategies."""
-    return [cls for cls in METHODS if issubclass(cls, TeachingStrategy)]

@@ -28,14 +28,10 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
             return f"{slot}={cls.name} reads the teacher's {min(unmet)}, which teaching={teaching_name} does not supply"
         if fixed_teacher and cls.needs.teacher and teacher is None:
             return f"{slot}={cls.name} needs a teacher, and the run has none"
-        if (
-            fixed_teacher
-            and cls.same_classes
-            and cls.needs.teacher
-            and teacher is not None
-            and teacher.classes != classes
-        ):
-            return f"{slot}={cls.name} compares logits, but the teacher has {teacher.classes} classes and the data {classes}"
+        compares = fixed_teacher and cls.same_classes and cls.needs.teacher
+        if compares and teacher is not None and teacher.classes != classes:
+            there = f"the teacher has {teacher.classes} classes and the data {classes}"
+            return f"{slot}={cls.name} compares logits, but {there}"
     data = METHODS[recipe.policies["data"].name]
     if issubclass(data, DataMethod) and data.needs_teacher and "logits" not in recipe.terms:
         return f"data={data.name} trains on soft labels alone and needs a logit term"

@@ -6,6 +6,7 @@ job alone: the job is reported as a failure of the machine and a fresh worker ta
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
@@ -121,10 +122,8 @@ class PoolEngine:
     def close(self) -> None:
         """End the workers this engine started, and only those."""
         for worker in self.workers:
-            try:
+            with contextlib.suppress(OSError):
                 worker.pipe.send(("end", None))
-            except OSError:
-                pass
             worker.pipe.close()
         for worker in self.workers:
             worker.process.join(2)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class ResNet(StudentFamily):
     """Three stages of basic blocks at full, half and quarter resolution.
 
-    resnet20 is depth 20, resnet8x4 is depth 8 at width 4. Stages have 16, 32 and 64 channels times `width`. The stem has 16; where the first stage is wider than 32 it has
-    half of that stage, as the literature's ×4 networks do. Shortcuts that change shape are 1×1 convolutions.
+    resnet20 is depth 20, resnet8x4 is depth 8 at width 4. Stages have 16, 32 and 64 channels times `width`. The stem
+    has 16; where the first stage is wider than 32 it has half of that stage, as the literature's ×4 networks do.
+    Shortcuts that change shape are 1×1 convolutions.
 
     Source: He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2; widths and
     shortcuts as in the knowledge-distillation literature since Tian et al., ICLR 2020.

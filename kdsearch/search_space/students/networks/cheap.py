@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,22 +33,28 @@ def cheap(conv: nn.Conv2d, block: str, group: int, bottleneck: int) -> nn.Sequen
         ValueError: the channels cannot be divided as the block wants it; the message says which.
     """
     wide, width, bias = conv.in_channels, conv.out_channels, conv.bias is not None
+    place: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding}
+    kernel = conv.kernel_size[0]
+
+    def spatial(channels: int) -> nn.Conv2d:
+        groups = _groups(block, channels, group)
+        return nn.Conv2d(channels, channels, kernel, groups=groups, bias=False, **place)
+
+    def activation(channels: int) -> tuple[nn.Module, nn.Module]:
+        return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+
+    parts: list[nn.Module]
     if block == "Conv2x2":
-        reach = conv.kernel_size[0] - 1
-        parts: list[nn.Module] = [nn.Conv2d(wide, width, 2, conv.stride, conv.padding, dilation=reach, bias=bias)]
-    elif block in ("DConv", "DConvG", "DConvA", "DConv3D"):
-        groups = _groups(wide, {"DConvG": "G", "DConvA": "A"}.get(block, "D"), group)
-        spatial = nn.Conv2d(wide, wide, conv.kernel_size, conv.stride, conv.padding, groups=groups, bias=False)
-        mix = ChannelSlide(width, bias) if block == "DConv3D" else nn.Conv2d(wide, width, 1, bias=bias)
-        parts = [spatial, nn.BatchNorm2d(wide), nn.ReLU(inplace=True), mix]
-    else:
+        parts = [nn.Conv2d(wide, width, 2, dilation=kernel - 1, bias=bias, **place)]
+    elif block.endswith("B"):
         if width % bottleneck:
             raise ValueError(f"{width} channels have no bottleneck of 1/{bottleneck}")
         narrow = width // bottleneck
-        groups = _groups(narrow, {"GB": "G", "AB": "A", "DConvB": "D"}.get(block, ""), group)
-        spatial = nn.Conv2d(narrow, narrow, conv.kernel_size, conv.stride, conv.padding, groups=groups, bias=False)
-        parts = [nn.Conv2d(wide, narrow, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
-        parts += [spatial, nn.BatchNorm2d(narrow), nn.ReLU(inplace=True), nn.Conv2d(narrow, width, 1, bias=bias)]
+        parts = [nn.Conv2d(wide, narrow, 1, bias=False), *activation(narrow)]
+        parts += [spatial(narrow), *activation(narrow), nn.Conv2d(narrow, width, 1, bias=bias)]
+    else:
+        mix = ChannelSlide(width, bias) if block == "DConv3D" else nn.Conv2d(wide, width, 1, bias=bias)
+        parts = [spatial(wide), *activation(wide), mix]
     built = nn.Sequential(*parts)
     initialise(built)
     return built
@@ -80,12 +88,12 @@ def _eligible(conv: nn.Conv2d) -> None:
         raise ValueError("is not square, or dilated, or padded with other than zeros")
 
 
-def _groups(channels: int, kind: str, group: int) -> int:
-    """Groups of a spatial convolution on so many channels: D depthwise, G channels per group, A number of groups."""
-    if kind == "D":
-        return channels
-    if kind == "":
+def _groups(block: str, channels: int, group: int) -> int:
+    """Groups of the spatial convolution of a block on so many channels."""
+    if block == "ConvB":
         return 1
+    if block in ("DConv", "DConv3D", "DConvB"):
+        return channels
     if channels % group:
         raise ValueError(f"{channels} channels cannot be divided by {group}")
-    return channels // group if kind == "G" else group
+    return channels // group if block in ("DConvG", "GB") else group

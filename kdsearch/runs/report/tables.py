@@ -1,0 +1,132 @@
+"""The finals as rows of plain data, and as a table for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from kdsearch.runs.ledger import RUNG
+from kdsearch.runs.report.intervals import Estimate, estimate, paired
+from kdsearch.search_space.recipe import Node, Recipe
+
+if TYPE_CHECKING:
+    from kdsearch.runs.run import Run
+
+LABELS = {
+    "baseline:none": "no distillation",
+    "baseline:kd": "plain KD",
+    "paired:none": "no distillation (best student)",
+    "paired:kd": "plain KD (best student)",
+}
+SPLITS = ("validation", "test")
+
+
+def finals_rows(run: Run) -> list[dict[str, Any]]:
+    """One row per recipe of the finals: the baselines, then the finalists, best first. Plain data that JSON takes.
+
+    Each split's entry (`validation`; `test` is None where it was not looked at) holds mean, spread, half_width of the
+    95 % interval and the scores by seed, and in `over_none` and `over_kd` the paired difference, in the metric's own
+    sign, to the same student and optimiser without distillation and under plain KD; None where the finals have no such
+    row, or where it is the row itself.
+    """
+    found = _by_recipe(run)
+    ranked = [key for key in found if found[key][0].user_attrs["role"] == "finalist"]
+    sign = 1 if run.finals_ledger.primary == "maximize" else -1
+    ranked.sort(key=lambda key: sign * fmean(_scores(found[key], "validation", run.config.metric).values()), reverse=True)
+    labels = {key: f"finalist {place}" if place > 1 else "best found" for place, key in enumerate(ranked, 1)}
+    rest = {key: trials[0].user_attrs["role"] for key, trials in found.items() if key not in labels}
+    order = sorted(rest, key=lambda key: list(LABELS).index(rest[key]))
+    labels |= {key: LABELS[rest[key]] for key in order}
+    return [_row(run, key, labels[key], found) for key in (*order, *ranked)]
+
+
+def _by_recipe(run: Run) -> dict[str, list[FrozenTrial]]:
+    """Finished trials of the finals by the recipe's hash, seed after seed."""
+    found: dict[str, list[FrozenTrial]] = {}
+    for trial in sorted(run.finals_ledger.trials(TrialState.COMPLETE), key=lambda t: t.user_attrs["seed"]):
+        found.setdefault(trial.user_attrs["hash"], []).append(trial)
+    return found
+
+
+def _scores(trials: list[FrozenTrial], split: str, metric: str) -> dict[int, float]:
+    """Score by seed. Test scores are there for the winner and the baselines alone."""
+    if split == "validation":
+        return {t.user_attrs["seed"]: t.values[0] for t in trials}
+    return {t.user_attrs["seed"]: t.user_attrs["test"][metric] for t in trials if "test" in t.user_attrs}
+
+
+def _row(run: Run, key: str, label: str, found: dict[str, list[FrozenTrial]]) -> dict[str, Any]:
+    trials, metric = found[key], run.config.metric
+    recipe = Recipe.from_dict(trials[0].user_attrs["recipe"])
+    finals = [t.user_attrs[RUNG + "final"] for t in trials]
+    row: dict[str, Any] = {
+        "role": trials[0].user_attrs["role"],
+        "label": label,
+        "equation": recipe.equation(),
+        "student": student_text(recipe),
+        "hash": key,
+        "trial": trials[0].user_attrs.get("source"),
+        "seeds": [t.user_attrs["seed"] for t in trials],
+    }
+    for split in SPLITS:
+        ours = _scores(trials, split, metric)
+        row[split] = _split(ours) if ours else None
+        for name, rival in (("over_none", recipe.without_distillation()), ("over_kd", recipe.plain_kd())):
+            if ours:
+                theirs = _scores(found.get(rival.hash, []), split, metric) if rival.hash != key else {}
+                row[split][name] = _plain(paired(ours, theirs))
+    row["parameters"] = finals[0].get("size", {}).get("parameters")
+    row["macs"] = finals[0].get("size", {}).get("macs")
+    row["seconds"] = fmean(f["seconds"] for f in finals)
+    row["assistant_seconds"] = fmean(f.get("assistants") or 0.0 for f in finals)
+    return row
+
+
+def _split(scores: dict[int, float]) -> dict[str, Any]:
+    return {**asdict(estimate(list(scores.values()))), "scores": list(scores.values())}
+
+
+def _plain(found: Estimate | None) -> dict[str, Any] | None:
+    return asdict(found) | {"resolved": found.resolved} if found else None
+
+
+def student_text(recipe: Recipe) -> str:
+    """The architecture in a few words."""
+    parts = [_node(recipe.student)]
+    if recipe.transform.name != "none":
+        parts.append(_node(recipe.transform))
+    return " + ".join(parts)
+
+
+def _node(node: Node) -> str:
+    inside = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in node.hyper.items())
+    return f"{node.name}({inside})" if inside else node.name
+
+
+def mean_text(split: dict[str, Any] | None, *, signed: bool = False) -> str:
+    """`0.9123 ± 0.0045`, the half-width of the 95 % interval behind the sign; no interval for a single seed."""
+    if split is None:
+        return "–"
+    mean = f"{split['mean']:+.4f}" if signed else f"{split['mean']:.4f}"
+    return mean if split["half_width"] is None else f"{mean} ± {split['half_width']:.4f}"
+
+
+def finals_table(run: Run) -> str:
+    """The finals in plain text, with the best recipe's gains below; one line says so where there are none yet."""
+    from kdsearch.runs.report.headline import gains
+
+    rows = finals_rows(run)
+    if not rows:
+        return "no finals yet: the best trial of the search has not been confirmed over seeds"
+    metric = run.config.metric
+    head = ("", f"validation {metric}", f"test {metric}", "seeds")
+    body = [(r["label"], mean_text(r["validation"]), mean_text(r["test"]), str(len(r["seeds"]))) for r in rows]
+    widths = [max(len(line[k]) for line in (head, *body)) for k in range(len(head))]
+    lines = []
+    for line in (head, *body):
+        cells = (f"{line[0]:<{widths[0]}}", *(f"{line[k]:>{widths[k]}}" for k in (1, 2, 3)))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, *gains(run, rows)])

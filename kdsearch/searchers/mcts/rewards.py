@@ -1,0 +1,65 @@
+"""What a finished trial is worth to the tree: its rank among the others, in [0, 1].
+
+Ranks make rewards comparable without knowing the metric's scale, and let a trial that was stopped early be worth less
+than any that went further. Trials are ordered by (last step they reported, value there); complete ones stand above all
+others, by their value. The best is worth 1, equals share their mean rank, and what was pruned without a value (an
+invalid or failing decision) is worth 0 and takes no rank. With several objectives complete trials are ordered by how
+many others dominate them (Fonseca and Fleming, 1993); Optuna keeps no intermediate values in such studies, so that
+pruned trials are worth 0 there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+Standing = tuple[float, ...]
+"""(step, values...) with larger better; empty for a trial without a value."""
+
+
+def standing(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Standing:
+    """Where a finished trial stands, on its own. NaN counts as the worst value at its step."""
+    signs = [1.0 if d == StudyDirection.MAXIMIZE else -1.0 for d in directions]
+    if trial.state == TrialState.COMPLETE:
+        return (math.inf, *(sign * value for sign, value in zip(signs, trial.values, strict=True)))
+    if len(signs) > 1 or not trial.intermediate_values:
+        return ()
+    step = max(trial.intermediate_values)
+    value = signs[0] * trial.intermediate_values[step]
+    return (float(step), -math.inf if math.isnan(value) else value)
+
+
+def points(standings: Sequence[Standing]) -> tuple[NDArray[np.int64], int]:
+    """Rewards as whole numbers, and the number that stands for a reward of 1.
+
+    Whole numbers add up to the same sum in any order, so that a tree does not depend on how it was put together.
+    """
+    out = np.zeros(len(standings), dtype=np.int64)
+    ranked = np.array([k for k, s in enumerate(standings) if s], dtype=np.int64)
+    if not len(ranked):
+        return out, 1
+    rows = np.array([standings[k] for k in ranked], dtype=np.float64)
+    steps, values = rows[:, 0], rows[:, 1:]
+    worth = values[:, 0] if values.shape[1] == 1 else -_dominators(values)
+    order = np.lexsort((worth, steps))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (np.diff(steps[order]) > 0) | (worth[order][1:] != worth[order][:-1])
+    # inf - inf is NaN, which is not > 0: complete trials differ by their worth alone, as they should.
+    group = np.cumsum(new) - 1
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], len(order)) - 1
+    out[ranked[order]] = (first + last + 2)[group]
+    return out, 2 * len(order)
+
+
+def _dominators(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many rows are at least as good in every column and better in one."""
+    at_least = np.ones((len(values), len(values)), dtype=bool)
+    for column in values.T:
+        at_least &= column[:, None] >= column[None, :]
+    return (at_least & ~at_least.T).sum(axis=0)
