@@ -38,7 +38,7 @@ def students() -> list[dict[str, Any]]:
     for kind, table in (("family", STUDENTS), ("transform", TRANSFORMS)):
         rows += [
             {"name": cls.name, "kind": kind, "title": cls.title, "year": cls.year, "parameters": _ranges(cls)}
-            for cls in table  # type: ignore[attr-defined]
+            for cls in table
         ]
     return rows
 

@@ -15,6 +15,9 @@ from kdsearch.kd_methods.signals import ModelSpec, StageSpec
 BLOCKS = 4
 """Stages of a network whose resolution never changes: so many blocks, evenly spread."""
 
+MOST_PREFIX_TOKENS = 8
+"""Class, distillation and register tokens in front of the patches."""
+
 Shape = tuple[int, ...]
 
 
@@ -97,9 +100,9 @@ class _Extents:
 
     def _tokens(self, shape: Shape) -> Extent:
         _, count, channels = shape
-        fitting = [grid for grid in self.grids if count - 8 <= grid[0] * grid[1] <= count and min(grid) > 1]
+        fitting = [g for g in self.grids if count - MOST_PREFIX_TOKENS <= g[0] * g[1] <= count and min(g) > 1]
         if fitting:
-            size = max(fitting, key=lambda grid: grid[0] * grid[1])
+            size = max(fitting, key=lambda g: (g[0] * g[1] == count - self.prefix_tokens, g[0] * g[1]))
         else:
             side = math.isqrt(count - self.prefix_tokens if count > self.prefix_tokens else count)
             if side * side + self.prefix_tokens != count:

@@ -19,8 +19,9 @@ from kdsearch.kd_methods.signals import ModelSpec, Need, Signals, StageSpec
 
 __all__ = ["Tap", "probe"]
 
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 Slots = list[Tensor | None]
+
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _NOT_ACTIVATIONS = ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
 
 

@@ -22,6 +22,7 @@ from kdsearch.runs.jobs import Ladder
 from kdsearch.runs.settings import Settings, pick_device
 from kdsearch.runs.trial import Runner
 from kdsearch.runs.world import World
+from kdsearch.search_space.recipe import NEUTRAL
 from kdsearch.search_space.space import SearchSpace
 
 
@@ -142,7 +143,21 @@ def engine(config: RunConfig, place: RunFolder, here: World) -> Engine:
     return PoolEngine(partial(runner, str(place.path)), devices)
 
 
-def baseline_defaults(found: SearchSpace) -> dict[str, object]:
+NEUTRAL_WEIGHT = 8.0  # how much likelier a neutral choice is than another to be the next untried one
+
+
+def priors(found: SearchSpace) -> dict[str, dict[str, float]]:
+    """Weights of the choices of each slot: plain recipes first, so that one departure at a time is tried."""
+    weights: dict[str, dict[str, float]] = {}
+    for slot, entries in found.options.items():
+        neutral = NEUTRAL.get(slot, "none")
+        if neutral in entries and len(entries) > 1:
+            own = NEUTRAL_WEIGHT if slot != "logits" else 1.0
+            weights[slot] = {name: own if name == neutral else 1.0 for name in entries}
+    return weights
+
+
+def defaults(found: SearchSpace) -> dict[str, object]:
     """The published answers of a space by decision: what a searcher may try first at each."""
     answers: dict[str, object] = {}
     for slot, entries in found.options.items():

@@ -115,7 +115,7 @@ def _torchvision(
 
     whole = split(train)
     keep, held_out = _split(whole.labels, share, samples, seed)
-    parts = [Split(whole.images[ids].to(device), whole.labels[ids].to(device)) for ids in (keep, held_out)]  # type: ignore[index]
+    parts = [Split(whole.images[ids].to(device), whole.labels[ids].to(device)) for ids in (keep, held_out)]
     tested = split(test)
     test_split = Split(tested.images.to(device), tested.labels.to(device))  # type: ignore[union-attr]
     names = [str(c) for c in train.classes]

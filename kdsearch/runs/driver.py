@@ -113,7 +113,7 @@ class Driver:
         recipe: Recipe | None = None,
         attempt: int = 1,
     ) -> None:
-        attributes: dict[str, Any] = {"origin": origin, "attempt": attempt}
+        attributes: dict[str, Any] = {"origin": origin, "attempt": attempt, "in_space": bool(params)}
         if recipe is not None:
             attributes["recipe"] = recipe.to_dict()
         if retry_of is not None:
@@ -156,7 +156,7 @@ class Driver:
     def _recipe(self, trial: Trial) -> Recipe:
         """What the sampler decides, or, for a baseline that lies outside the space, the recipe it was enqueued with."""
         given = trial.user_attrs.get("recipe")
-        if given is not None and not trial.system_attrs.get("fixed_params"):
+        if given is not None and not trial.user_attrs.get("in_space"):
             return Recipe.from_dict(given)
         return self.space.suggest(trial)
 

@@ -131,6 +131,7 @@ class Finals:
     def standings(self) -> list[Standing]:
         """Every recipe of the finals with its scores, best mean first."""
         table: dict[str, Standing] = {}
+        tested = self.ledger.study.user_attrs.get("test", {})
         for trial in sorted(self.ledger.trials(TrialState.COMPLETE), key=lambda t: t.user_attrs["seed"]):
             attributes = trial.user_attrs
             name = attributes["hash"]
@@ -138,8 +139,8 @@ class Finals:
                 recipe = Recipe.from_dict(attributes["recipe"])
                 table[name] = Standing(recipe, attributes["role"], [], [], attributes.get("source"))
             table[name].validation.append(trial.values[0])
-            if "test" in attributes:
-                table[name].test.append(attributes["test"][self.config.metric])
+            if str(trial.number) in tested:
+                table[name].test.append(tested[str(trial.number)][self.config.metric])
         return sorted(table.values(), key=lambda s: s.mean, reverse=self.ledger.primary == "maximize")
 
     def winner(self) -> Standing | None:
@@ -150,7 +151,8 @@ class Finals:
         """Evaluate winner and baselines on the test split, once; a later call counts how often test has been seen."""
         winner = self.winner()
         chosen = {winner.recipe.hash} if winner else set()
-        seen = False
+        tested: dict[str, dict[str, float]] = dict(self.ledger.study.user_attrs.get("test", {}))
+        before = len(tested)
         for trial in self.ledger.trials(TrialState.COMPLETE):
             attributes = trial.user_attrs
             if (attributes["role"] == "finalist" and attributes["hash"] not in chosen) or "test" in attributes:
@@ -158,11 +160,10 @@ class Finals:
             recipe = Recipe.from_dict(attributes["recipe"])
             module = self.student(world, recipe, attributes[RUNG + "final"]["weights"])
             network = models.network(module, world.data, world.settings)
-            metrics = evaluate(network, world.data.test)
-            self.ledger.study._storage.set_trial_user_attr(trial._trial_id, "test", metrics)
-            seen = True
-        if seen:
+            tested[str(trial.number)] = evaluate(network, world.data.test)
+        if len(tested) > before:
             times = int(self.ledger.study.user_attrs.get("test_seen", 0))
+            self.ledger.study.set_user_attr("test", tested)
             self.ledger.study.set_user_attr("test_seen", times + 1)
 
     def student(self, world: World, recipe: Recipe, weights: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from kdsearch import searchers
 from kdsearch.errors import UserError
 from kdsearch.runs.config import RunConfig, storage_url, without_password
 from kdsearch.runs.jobs import Failure, RungResult
-from kdsearch.runs.metrics import DIRECTIONS
+from kdsearch.runs.metrics import DIRECTIONS, Direction
 
 RUNG = "rung:"
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -33,6 +35,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             path = Path(url.removeprefix("sqlite:///"))
             if path.exists() and path.stat().st_size and path.read_bytes()[:15] != b"SQLite format 3":
                 raise UserError(f"study: {str(path)!r} is damaged: it is not an SQLite file; restore it from a copy")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return optuna.storages.RDBStorage(url, engine_kwargs={"creator": partial(_connect, str(path))})
         return optuna.storages.get_storage(url)
     except UserError:
         raise
@@ -41,27 +45,36 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         raise UserError(f"study.storage: {without_password(url)} cannot be opened: {line}") from None
 
 
+def _connect(path: str) -> sqlite3.Connection:
+    """A connection whose commits survive a killed process at a millisecond each (40 with the default journal)."""
+    connection = sqlite3.connect(path, timeout=60)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
 class Ledger:
     """One study of a run. Every write to it in the whole run goes through one process."""
 
-    def __init__(self, study: optuna.Study, metric: str, steps: Mapping[str, int], primary: str) -> None:
+    def __init__(self, study: optuna.Study, metric: str, steps: Mapping[str, int], primary: Direction) -> None:
         self.study, self.metric, self.steps = study, metric, dict(steps)
         self.primary = primary
 
     @staticmethod
-    def open(config: RunConfig, folder: Path, *, defaults: Mapping[str, Any] | None = None) -> Ledger:
-        """Create or load the search study.
+    def open(config: RunConfig, folder: Path, knowledge: Mapping[str, Any] | None = None) -> Ledger:
+        """Create or load the search study. `knowledge` are options for searchers that take them: defaults and priors.
 
         Raises:
             UserError: the storage cannot be opened or holds something else under this name.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         options = dict(config.searcher.options)
-        if config.searcher.name == "mcts" and defaults:
-            options.setdefault("defaults", dict(defaults))
+        takes = searchers.SEARCHERS[config.searcher.name].objects
+        options |= {key: value for key, value in (knowledge or {}).items() if key in takes and key not in options}
         sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
         primary = DIRECTIONS[config.metric]
-        directions = [primary, *("minimize" for _ in config.minimise)]
+        directions: list[Direction] = [primary]
+        directions += ["minimize"] * len(config.minimise)
         steps = {rung.name: config.pruner.reduction**k for k, rung in enumerate(config.fidelity.rungs)}
         study = _study(config, folder, config.study.name, directions, sampler)
         study.pruner = pruner(config)
@@ -145,7 +158,7 @@ class Ledger:
 
 
 def _study(
-    config: RunConfig, folder: Path, name: str, directions: list[str], sampler: optuna.samplers.BaseSampler
+    config: RunConfig, folder: Path, name: str, directions: list[Direction], sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
     storage = open_storage(storage_url(config, folder))
     with warnings.catch_warnings():

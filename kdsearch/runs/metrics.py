@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,13 @@ from torch import Tensor
 from kdsearch.runs.data import Split, batches
 from kdsearch.runs.network import Network
 
-DIRECTIONS = {"accuracy": "maximize", "balanced_accuracy": "maximize", "top5": "maximize", "nll": "minimize"}
+Direction = Literal["maximize", "minimize"]
+DIRECTIONS: dict[str, Direction] = {
+    "accuracy": "maximize",
+    "balanced_accuracy": "maximize",
+    "top5": "maximize",
+    "nll": "minimize",
+}
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ class Network:
     ) -> None:
         device = mean.device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.module = module.to(device, memory_format=self.memory_format)
+        self.module = module.to(device=device).to(memory_format=self.memory_format)
         self.scale = (1.0 / std).view(1, -1, 1, 1)
         self.shift = (-mean / std).view(1, -1, 1, 1)
         self.side = side

@@ -62,8 +62,8 @@ class Objective:
 
     def __init__(self, recipe: Recipe, student: ModelSpec, suppliers: Mapping[str, ModelSpec], data: DataSpec) -> None:
         self.recipe = recipe
-        methods = dict(recipe.methods())
-        self.strategy: TeachingStrategy = methods["teaching"]  # type: ignore[assignment]
+        methods: dict[str, Any] = dict(recipe.methods())
+        self.strategy: TeachingStrategy = methods["teaching"]
         self.temperature: Any = methods["temperature"]
         self.targets: Any = methods["targets"]
         self.schedule: Any = methods["schedule"]

@@ -48,7 +48,8 @@ class Run:
 
     @cached_property
     def search_ledger(self) -> Ledger:
-        return Ledger.open(self.config, self.path, defaults=assemble.baseline_defaults(self.space))
+        knowledge = {"defaults": assemble.defaults(self.space), "priors": assemble.priors(self.space)}
+        return Ledger.open(self.config, self.path, knowledge)
 
     @cached_property
     def finals_ledger(self) -> Ledger:

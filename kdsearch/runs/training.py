@@ -349,16 +349,18 @@ class Training:
             grads = torch.autograd.grad(loss * share, learner.parameters, retain_graph=keep, allow_unused=True)
             held = learner.split.setdefault(kind, [None] * len(grads))
             for i, grad in enumerate(grads):
+                before = held[i]
                 if grad is not None:
-                    held[i] = grad if held[i] is None else held[i] + grad
+                    held[i] = grad if before is None else before + grad
 
     @torch.no_grad()
     def _average(self) -> None:
         """Moving average with the warm-up of Mean Teacher: decay min(1 - 1 / (step + 1), decay)."""
         assert self.average is not None
         decay = min(1 - 1 / (self.steps + 2), self.plan.average)
-        kept = list(self.average.module.parameters())
-        torch._foreach_lerp_(kept, list(self.student.network.module.parameters()), 1 - decay)
+        kept: list[Tensor] = list(self.average.module.parameters())
+        moved: list[Tensor] = list(self.student.network.module.parameters())
+        torch._foreach_lerp_(kept, moved, 1 - decay)
 
     def _check_finite(self) -> None:
         bad = [name for name, value in self.losses.items() if not math.isfinite(value.item())]

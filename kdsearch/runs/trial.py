@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Runner:
         self._sizes: dict[str, dict[str, float]] = {}
         self._scores: dict[str, dict[str, float]] = {}
 
-    def run(self, job: Job) -> Iterator[RungResult]:
+    def run(self, job: Job) -> Generator[RungResult, None, None]:
         """The job's rungs, one result at a time.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdsearch.kd_methods import METHODS, DataMethod, ModelSpec
+from kdsearch.kd_methods import METHODS, DataMethod, ModelSpec, Need
 from kdsearch.search_space.recipe import NEUTRAL, Recipe
 from kdsearch.search_space.students.family import STUDENTS
 
@@ -15,7 +15,7 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
     family = STUDENTS[recipe.student.name]
     teaching_name = recipe.policies["teaching"].name
     teaching = METHODS[teaching_name]
-    supplies = getattr(teaching, "supplies", frozenset())
+    supplies: frozenset[Need] = getattr(teaching, "supplies", frozenset())
     own_objective = bool(getattr(teaching, "own_objective", False))
     fixed_teacher = not own_objective
     # Instances, not classes: what a method reads can depend on its hyper-parameters.

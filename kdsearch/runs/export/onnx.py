@@ -38,5 +38,12 @@ def write_onnx(run_dir: Path, path: Path) -> None:
     card = json.loads((run_dir / "student.json").read_text()) if (run_dir / "student.json").exists() else {}
     model = Normalised(load_student(run_dir), card["mean"], card["std"]).eval()
     example = torch.zeros(1, *card["input_shape"])
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": {"images": {0: "batch"}}}
-    torch.onnx.export(model, (example,), str(path), dynamo=False, **names)
+    torch.onnx.export(
+        model,
+        (example,),
+        str(path),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_axes={"images": {0: "batch"}},
+        dynamo=False,
+    )

@@ -35,7 +35,9 @@ def finals_rows(run: Run) -> list[dict[str, Any]]:
     found = _by_recipe(run)
     ranked = [key for key in found if found[key][0].user_attrs["role"] == "finalist"]
     sign = 1 if run.finals_ledger.primary == "maximize" else -1
-    ranked.sort(key=lambda key: sign * fmean(_scores(found[key], "validation", run.config.metric).values()), reverse=True)
+    ranked.sort(
+        key=lambda key: sign * fmean(_scores(found[key], "validation", run.config.metric).values()), reverse=True
+    )
     labels = {key: f"finalist {place}" if place > 1 else "best found" for place, key in enumerate(ranked, 1)}
     rest = {key: trials[0].user_attrs["role"] for key, trials in found.items() if key not in labels}
     order = sorted(rest, key=lambda key: list(LABELS).index(rest[key]))

@@ -61,5 +61,11 @@ class Moonshine(StudentTransform):
         if not done:
             raise ValueError(f"moonshine {self.block} can replace no convolution of this student ({reasons or 'none'})")
         if kept:
-            log.info("moonshine %s kept %d of %d convolutions: %s", self.block, len(kept), len(kept) + done, reasons)
+            log.info(
+                "moonshine %s left %d of %d convolutions as they are: %s",
+                self.block,
+                len(kept),
+                len(kept) + done,
+                reasons,
+            )
         return model

@@ -1,0 +1,24 @@
+"""The figures of the report, one file each: plain data in, a Plotly figure with its caption out."""
+
+from kdsearch.runs.report.figures.finalists import finalists
+from kdsearch.runs.report.figures.history import history
+from kdsearch.runs.report.figures.importance import importance
+from kdsearch.runs.report.figures.parallel import parallel
+from kdsearch.runs.report.figures.pareto import pareto
+from kdsearch.runs.report.figures.reasons import reasons
+from kdsearch.runs.report.figures.rungs import agreement, costs
+from kdsearch.runs.report.figures.style import Panel
+from kdsearch.runs.report.figures.tree import tree
+
+__all__ = [
+    "Panel",
+    "agreement",
+    "costs",
+    "finalists",
+    "history",
+    "importance",
+    "parallel",
+    "pareto",
+    "reasons",
+    "tree",
+]

@@ -1,0 +1,134 @@
+"""Parallel coordinates of a conditional space: one line a trial, through what it chose in every slot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from plotly.colors import find_intermediate_color, hex_to_rgb
+
+from kdsearch.runs.report.decisions import ENOUGH, Decision, Table
+from kdsearch.runs.report.figures.importance import importances
+from kdsearch.runs.report.figures.style import SCALE, Panel, blank, short, wrapped
+
+COLUMNS, SHADES, LINES = 9, 10, 400
+ABSENT = -0.12  # the height at which a line passes a decision that its trial was not asked
+JITTER = 0.035
+
+
+def parallel(found: Table | None, metric: str, *, maximise: bool) -> Panel:
+    """Slots that vary, the most important first, then the hyper-parameters that most trials were asked; the score last.
+
+    Plotly's own parallel coordinates know neither a missing value nor print; these are plain lines.
+    """
+    if found is None:
+        return Panel("parallel", f"Too few trials to draw: at least {ENOUGH} must have been trained on one rung.")
+    columns = _columns(found)
+    if not columns:
+        return Panel("parallel", "All these trials took the same decisions.")
+    axes = [_axis(decision) for decision in columns]
+    ordered = sorted(found.scores, key=lambda number: found.scores[number], reverse=not maximise)[-LINES:]
+    score = _axis(Decision(f"{metric} ({found.rung})", {n: found.scores[n] for n in ordered}))
+    axes.append(score)
+    figure = blank(520, showlegend=False, margin={"l": 90, "r": 60, "t": 64, "b": 24})
+    width = 1.0 if len(ordered) > 150 else 1.6
+    for shade in range(SHADES):
+        # Drawn from worst to best, so that the best lie on top; a line is broken by None between two trials.
+        group = ordered[shade * len(ordered) // SHADES : (shade + 1) * len(ordered) // SHADES]
+        if group:
+            figure.add_trace(_lines(group, axes, _colour(shade / (SHADES - 1)), width, 0.35 + 0.6 * shade / SHADES))
+    figure.add_trace(_ends(ordered, score, len(axes) - 1, found))
+    absent = False
+    for place, axis in enumerate(axes):
+        figure.add_shape(type="line", x0=place, x1=place, y0=ABSENT, y1=1, line={"color": "#8d99a6", "width": 1})
+        figure.add_annotation(x=place, y=1.07, text=f"<b>{_heading(axis.name)}</b>", showarrow=False, yanchor="bottom")
+        gaps = [(ABSENT, "–")] if any(number not in axis.heights for number in ordered) else []
+        absent = absent or bool(gaps)
+        for height, label in (*axis.ticks, *gaps):
+            figure.add_annotation(
+                x=place, y=height, text=label, showarrow=False, xanchor="left", xshift=5, font={"size": 11}
+            )
+    figure.update_xaxes(visible=False, range=[-0.15, len(axes) - 0.35])
+    figure.update_yaxes(visible=False, range=[ABSENT - 0.06, 1.2])
+    shown = f"the best {LINES} of {len(found.scores)}" if len(found.scores) > LINES else f"{len(ordered)}"
+    below = ' A line passes below an axis ("–") where its trial was not asked.' if absent else ""
+    return Panel(
+        "parallel",
+        f"Every line is one of {shown} trials, from grey (worst) to orange (best) by rank on rung {found.rung}.{below}",
+        figure,
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where each trial crosses one vertical line, and what is written there."""
+
+    name: str
+    heights: Mapping[int, float]
+    ticks: tuple[tuple[float, str], ...]
+
+
+def _columns(found: Table) -> list[Decision]:
+    weights = importances(found)
+    shared = sorted((d for d in found.decisions if d.name in weights), key=lambda d: -weights[d.name])
+    # Where almost no trial was asked there is almost nothing to see.
+    others = [d for d in found.decisions if d.name not in weights and len(d.values) >= max(3, len(found.scores) // 4)]
+    return [*shared, *others][:COLUMNS]
+
+
+def _axis(decision: Decision) -> _Axis:
+    if decision.numeric:
+        values = {n: float(v) for n, v in decision.values.items()}
+        scale = math.log if decision.log else float
+        low, high = scale(min(values.values())), scale(max(values.values()))
+        heights = {n: (scale(v) - low) / (high - low) if high > low else 0.5 for n, v in values.items()}
+        ends = sorted(set(values.values()))
+        ticks = [(0.0, short(ends[0])), (1.0, short(ends[-1]))] if high > low else [(0.5, short(ends[0]))]
+        return _Axis(decision.name, heights, tuple(ticks))
+    names = sorted(set(map(str, decision.values.values())), key=lambda name: (name == "none", name))
+    places = {name: 1 - k / max(len(names) - 1, 1) for k, name in enumerate(names)}
+    step = min(JITTER, 0.3 / len(names))
+    # Lines through the same choice are spread a little, the same way each time, so that their number shows.
+    heights = {n: places[str(v)] + step * (n * 0.618034 % 1 - 0.5) for n, v in decision.values.items()}
+    return _Axis(decision.name, heights, tuple((places[name], wrapped(name, 30)) for name in names))
+
+
+def _lines(group: list[int], axes: list[_Axis], colour: str, width: float, opacity: float) -> go.Scatter:
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    for number in group:
+        for place, axis in enumerate(axes):
+            xs.append(place)
+            ys.append(axis.heights.get(number, ABSENT))
+        xs.append(None)
+        ys.append(None)
+    line = {"color": colour, "width": width}
+    return go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=opacity, hoverinfo="skip")
+
+
+def _ends(ordered: list[int], score: _Axis, place: int, found: Table) -> go.Scatter:
+    """Dots on the score's axis that say which trial a line belongs to."""
+    return go.Scatter(
+        x=[place] * len(ordered),
+        y=[score.heights[number] for number in ordered],
+        mode="markers",
+        marker={"size": 6, "color": list(range(len(ordered))), "colorscale": SCALE},
+        text=[f"trial {number}: {found.scores[number]:.4f}" for number in ordered],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _heading(name: str) -> str:
+    """A decision's name over two lines at most: `student.cnn.channels` is long for its place."""
+    prefix, _, last = name.rpartition(".")
+    return f"{short(prefix)}.<br>{short(last)}" if prefix and "(" not in name else short(name).replace(" (", "<br>(")
+
+
+def _colour(share: float) -> str:
+    for (low, start), (high, end) in zip(SCALE, SCALE[1:], strict=False):
+        if share <= high:
+            ends = [f"rgb{hex_to_rgb(colour)}" for colour in (start, end)]
+            return str(find_intermediate_color(*ends, (share - low) / (high - low), colortype="rgb"))
+    return str(SCALE[-1][1])

@@ -1,0 +1,139 @@
+"""The page itself: everything the template shows, gathered from the run, and rendered."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kdsearch import searchers
+from kdsearch.runs.config import RunConfig, without_password
+from kdsearch.runs.progress import clock
+from kdsearch.runs.report import agreement, figures, ladder
+from kdsearch.runs.report.decisions import table
+from kdsearch.runs.report.failures import failures
+from kdsearch.runs.report.figures.rungs import duration
+from kdsearch.runs.report.headline import headline, search_baselines
+from kdsearch.runs.report.notes import notes
+from kdsearch.runs.report.outcomes import outcomes, public
+from kdsearch.runs.report.tables import finals_rows, mean_text
+
+if TYPE_CHECKING:
+    from kdsearch.runs.report.figures import Panel
+    from kdsearch.runs.run import Run
+
+SHOWN_NOTES = 30
+
+
+def page(run: Run) -> str:
+    """The report as HTML, with Plotly's script and all data inside."""
+    rows = finals_rows(run)
+    attributes = run.study.user_attrs
+    found = notes(run)
+    context: dict[str, Any] = {
+        "run": run,
+        "config": run.config,
+        "state": run.state(),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "headline": headline(run, rows),
+        "rows": rows,
+        "ladder": ladder.rungs(run),
+        "agreements": (pairs := agreement.agreements(run)),
+        "poor": [agreement.warning(pair) for pair in pairs if pair.poor],
+        "notes": found[:SHOWN_NOTES],
+        "more_notes": len(found) - SHOWN_NOTES,
+        "failures": failures(run),
+        "warnings": [public(str(attributes[key])) for key in sorted(attributes) if key.startswith("warning")],
+        "phases": attributes.get("phases", {}),
+        "test_seen": int(run.finals_ledger.study.user_attrs.get("test_seen", 0)),
+        "environment": environment(run),
+        "resolved": resolved(run.config),
+        "panels": {panel.key: panel for panel in panels(run, rows, pairs)},
+        "plotly": Markup(_plotly()),
+    }
+    return _templates().get_template("report.html.j2").render(context)
+
+
+def panels(run: Run, rows: list[dict[str, Any]], pairs: list[agreement.Agreement]) -> list[Panel]:
+    """Every figure of the report."""
+    config, ledger = run.config, run.search_ledger
+    metric, maximise = config.metric, ledger.primary == "maximize"
+    rungs = [rung.name for rung in config.fidelity.rungs]
+    trials = outcomes(ledger, rungs)
+    chosen = table(trials, rungs)
+    attributes = ledger.study.user_attrs
+    teacher = attributes.get(f"teacher_{metric}")
+    drawn = [
+        figures.history(trials, metric, maximise=maximise, lines=search_baselines(run), teacher=teacher),
+        figures.finalists(rows, metric),
+        figures.agreement(pairs),
+        figures.costs(ladder.rungs(run), attributes.get("phases", {})),
+        figures.importance(chosen, metric),
+        figures.parallel(chosen, metric, maximise=maximise),
+        figures.reasons(failures(run)),
+    ]
+    if config.minimise:
+        drawn.append(figures.pareto(ledger.study, trials, metric, config.minimise))
+    if config.searcher.name == "mcts":
+        drawn.append(figures.tree(searchers.tree(ledger.study)))
+    return drawn
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """What the run was made of; empty where its record is missing or damaged."""
+    try:
+        found = json.loads((run.path / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def resolved(config: RunConfig) -> str:
+    """The config as YAML, without a password."""
+    data = config.model_dump(mode="json")
+    data["study"]["storage"] = without_password(data["study"]["storage"])
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+@cache
+def _templates() -> Environment:
+    # StrictUndefined: a report with a hole in it is an error here, not a surprise for its reader.
+    made = Environment(
+        loader=PackageLoader("kdsearch.runs.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"mean": mean_text, "signed": _signed, "duration": duration, "clock": clock, "plot": _plot}
+    made.filters |= {"count": _count, "public": public}
+    return made
+
+
+def _signed(split: dict[str, Any] | None) -> str:
+    return mean_text(split, signed=True)
+
+
+def _count(value: float | None) -> str:
+    """A whole number with its thousands apart."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _plot(panel: Panel) -> Markup:
+    """A figure as JSON that may stand inside a script element."""
+    assert panel.figure is not None
+    text = panel.figure.to_json()
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's script, as Plotly ships it."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
