@@ -51,7 +51,7 @@ def proxies() -> list[dict[str, Any]]:
         {
             "name": cls.name,
             "title": cls.title,
-            "year": cls.year,
+            "year": cls.year or "-",
             "paper": cls.paper,
             "teacher": cls.needs_teacher,
             "parameters": _ranges(cls),

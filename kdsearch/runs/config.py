@@ -294,6 +294,8 @@ def _explain(problem: Mapping[str, Any], data: Mapping[str, Any], label: str) ->
         message = nearest(problem["input"], expected)
     shown = problem["input"] if not isinstance(problem["input"], dict | list | BaseModel) else None
     value = f" = {shown!r}" if shown is not None else ""
+    if key == "space":  # its problems name their own places
+        key = value = ""
     separator = ": " if key else ""
     return [f"{label}: {key}{value}{separator}{line}" for line in message.splitlines()]
 

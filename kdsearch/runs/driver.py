@@ -142,7 +142,9 @@ class Driver:
             trial = self.ledger.study.ask()
             origin = trial.user_attrs.get("origin", "search")
             recipe = self._recipe(trial)
-            self.ledger.note(trial, recipe=recipe.to_dict(), hash=recipe.hash, equation=recipe.equation())
+            self.ledger.note(
+                trial, origin=origin, recipe=recipe.to_dict(), hash=recipe.hash, equation=recipe.equation()
+            )
             if self._settled(trial, recipe):
                 self._free += 1
                 continue

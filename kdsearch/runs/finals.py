@@ -144,8 +144,8 @@ class Finals:
         return sorted(table.values(), key=lambda s: s.mean, reverse=self.ledger.primary == "maximize")
 
     def winner(self) -> Standing | None:
-        """The finalist with the best mean on validation; None where no finalist has finished."""
-        return next((s for s in self.standings() if s.role == "finalist"), None)
+        """The distilled recipe with the best mean on validation, plain KD among them; None before any has finished."""
+        return next((s for s in self.standings() if not s.role.endswith(":none")), None)
 
     def test(self, world: World) -> None:
         """Evaluate winner and baselines on the test split, once; a later call counts how often test has been seen."""

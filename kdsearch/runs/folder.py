@@ -99,6 +99,11 @@ class RunFolder:
         handle.flush()
         self._lock = handle
 
+    def abandon(self) -> None:
+        """Let go of a folder in which nothing has been measured, so that a corrected config may use it."""
+        self.config.unlink(missing_ok=True)
+        (self.path / "environment.json").unlink(missing_ok=True)
+
     def release(self) -> None:
         if self._lock is not None:
             self._lock.close()

@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError
 from torch import nn
 
+from kdsearch.errors import UserError
 from kdsearch.runs import assemble, teacher
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.data import Data
@@ -41,6 +44,7 @@ class Run:
     def __init__(self, folder: str | Path, config: RunConfig | None = None) -> None:
         self.place = RunFolder(folder)
         self.config = config or self.place.read()
+        self._new = False
 
     @property
     def path(self) -> Path:
@@ -96,7 +100,22 @@ class Run:
             UserError: what the user can mend.
             KeyboardInterrupt: passed on, after everything that is finished has been kept.
         """
-        say = progress or Progress()
+        try:
+            return self._execute(progress or Progress(), teacher_module, data, stop)
+        except UserError:
+            if self._new and not self.search_ledger.trials():
+                self.place.abandon()
+            raise
+        except (OperationalError, StorageInternalError) as error:
+            line = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(
+                f"study: cannot be written: {line}; what was finished before is kept. "
+                f"Go on with: kdsearch resume {self.path}"
+            ) from error
+
+    def _execute(
+        self, say: Progress, teacher_module: nn.Module | None, data: Data | None, stop: Callable[[], bool]
+    ) -> Run:
         phases: dict[str, float] = dict(self.search_ledger.study.user_attrs.get("phases", {}))
         clock = _Clock(phases)
         assemble.plugins(self.config.plugins)
@@ -189,6 +208,7 @@ class Run:
 
     def claim(self, *, new: bool) -> Run:
         """Take the folder's lock: for a new run, or to go on with an old one."""
+        self._new = new
         if new:
             self.place.create(self.config)
         else:

@@ -32,7 +32,9 @@ def test_dml_golden(case: dict[str, Any], arrays: dict[str, np.ndarray]) -> None
     agrees(case, F.cross_entropy(x[mine], x["labels"]) + divergence, {mine: x[mine]})
 
 
-@pytest.mark.parametrize(("case", "arrays"), [c for c in cases("logits/mean_teacher") if "type" in c.values[0]["hyper"]])
+@pytest.mark.parametrize(
+    ("case", "arrays"), [c for c in cases("logits/mean_teacher") if "type" in c.values[0]["hyper"]]
+)
 def test_mean_teacher_golden(case: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     x = tensors(arrays, "student_logits")
     agrees(case, KF.mean_teacher(x["student_logits"], x["teacher_logits"], consistency=case["hyper"]["type"]), x)

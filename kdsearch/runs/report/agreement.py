@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.runs.ledger import RUNG
-from kdsearch.runs.report.outcomes import FINAL, PROXIES, rung_score
+from kdsearch.runs.report.outcomes import PROXIES, rung_score
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run
@@ -27,6 +28,7 @@ class Agreement:
         points: (trial number, score below, score above) of all trials that have both.
         tau: Kendall's tau-b, positive where the rungs agree; None for fewer than two trials or where all are tied.
         verdict: in words.
+        stops: whether the lower one may stop trials. Most proxies are only recorded.
     """
 
     lower: str
@@ -34,6 +36,7 @@ class Agreement:
     points: tuple[tuple[int, float, float], ...]
     tau: float | None
     verdict: str
+    stops: bool = True
 
     @property
     def n(self) -> int:
@@ -59,9 +62,10 @@ def agreements(run: Run) -> list[Agreement]:
     found = [_compare(proxy, names[0], scores, first, sign) for proxy, scores in _proxies(trials).items()]
     columns = [(name, {t.number: s for t in trials if (s := rung_score(t, name)) is not None}) for name in names]
     columns.append(("finals", _finals(run, trials)))
-    for (lower, below), (upper, above) in zip(columns, columns[1:], strict=False):
+    for (lower, below), (upper, above) in pairwise(columns):
         found.append(_compare(lower, upper, below, above, 1))
-    return found
+    pruning = run.config.proxies.prune_by
+    return [pair if pair.lower in (*names, pruning) else replace(pair, stops=False) for pair in found]
 
 
 def _proxies(trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
@@ -97,6 +101,11 @@ def kendall(a: list[float], b: list[float]) -> float | None:
     return tau if math.isfinite(tau) else None
 
 
+def tau_text(tau: float | None) -> str:
+    """Two digits, and no minus before zero."""
+    return "undefined" if tau is None else f"{round(tau, 2) + 0.0:.2f}"
+
+
 def _verdict(tau: float | None, n: int) -> str:
     if n < 2:
         return "nothing to compare yet"
@@ -109,9 +118,17 @@ def _verdict(tau: float | None, n: int) -> str:
     return "fair: the order holds roughly" if tau >= POOR else "poor: the order hardly holds"
 
 
-def warning(found: Agreement) -> str:
-    """What a poor agreement means for the search."""
-    return (
-        f"{found.lower} hardly ranks trials as {found.upper} does (Kendall's tau {found.tau:.2f} over {found.n} trials): "
-        f"what {found.lower} stops may be no worse than what it lets through. Make that rung dearer or drop it."
-    )
+def warnings(found: list[Agreement]) -> list[str]:
+    """What poor agreement means for the search, in sentences."""
+    poor = [pair for pair in found if pair.poor]
+    texts = [
+        f"{pair.lower} hardly ranks trials as {pair.upper} does (Kendall's tau {tau_text(pair.tau)} over {pair.n} "
+        f"trials): what {pair.lower} stops may be no worse than what it lets through. Make that rung dearer, or do "
+        "without it."
+        for pair in poor
+        if pair.stops
+    ]
+    idle = [f"{pair.lower} ({tau_text(pair.tau)})" for pair in poor if not pair.stops]
+    if idle:
+        texts.append(f"Recorded only, and poor judges here: {', '.join(idle)}. They stop nothing in this run.")
+    return texts

@@ -78,7 +78,9 @@ def table(trials: Sequence[o.Outcome], rungs: Sequence[str]) -> Table | None:
 
 
 def _decisions(rows: Sequence[o.Outcome]) -> list[Decision]:
-    slots = [Decision(name, {t.trial.number: _slot(t.trial.user_attrs["recipe"], name) for t in rows}) for name in FILLED]
+    slots = [
+        Decision(name, {t.trial.number: _slot(t.trial.user_attrs["recipe"], name) for t in rows}) for name in FILLED
+    ]
     values: dict[str, dict[int, Value]] = {}
     logs: dict[str, bool] = {}
     for item in rows:

@@ -65,10 +65,10 @@ def _confirmed(run: Run, best: Row) -> Headline:
         if gain is not None:
             verdict = _verdict(gain, sign)
             verdicts.append(verdict)
-            parts.append(f"{mean_text(gain, signed=True)} against {name}, {_reading(gain, verdict)}")
+            parts.append(f"{mean_text(gain, signed=True)} over {name} ({_reading(gain, verdict)})")
     seeds = f"{scores['n']} seed{'s' if scores['n'] > 1 else ''}"
-    claim = f"{split.capitalize()} {metric} {mean_text(scores)} over {seeds}"
-    claim += f": {'; '.join(parts)}." if parts else "; the baselines of the same student are not there yet."
+    claim = f"On {split} the best recipe found reaches {metric} {mean_text(scores)} over {seeds}"
+    claim += f": {' and '.join(parts)}." if parts else "; the baselines of the same student are not there yet."
     remarks = ["± is the 95 % confidence interval; differences are paired by seed, on the same student."]
     if split == "validation":
         remarks.append("The recipe was chosen by validation, which flatters it a little; test has not been looked at.")
@@ -103,7 +103,7 @@ def gains(run: Run, rows: list[Row]) -> list[str]:
         for key, name in RIVALS:
             if scores and scores[key]:
                 reading = _reading(scores[key], _verdict(scores[key], sign))
-                lines.append(f"  best found against {name}, {split}: {mean_text(scores[key], signed=True)} ({reading})")
+                lines.append(f"  best found over {name}, {split}: {mean_text(scores[key], signed=True)} ({reading})")
     if lines:
         lines = ["", *lines, "  ± is the 95 % interval; differences are paired by seed, on the same student"]
     return lines

@@ -19,6 +19,7 @@ COMPLETE, BASELINE, STOPPED, FAILED, DUPLICATE, RUNNING = (
     "duplicate",
     "running",
 )
+KINDS = (COMPLETE, BASELINE, STOPPED, FAILED, DUPLICATE, RUNNING)
 PROXIES, FINAL = "proxies", "final"
 
 
@@ -78,6 +79,11 @@ def rung_score(trial: FrozenTrial, name: str) -> float | None:
     """The score a rung gave a trial; None where it did not get there or the score was not finite."""
     found: dict[str, Any] = trial.user_attrs.get(RUNG + name, {})
     return found.get("score")
+
+
+def plural(kind: str, count: int) -> str:
+    """A kind as it follows its number."""
+    return f"{kind}s" if count > 1 and kind in (BASELINE, DUPLICATE) else kind
 
 
 def public(text: str) -> str:

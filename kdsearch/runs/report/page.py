@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,13 @@ from kdsearch import searchers
 from kdsearch.runs.config import RunConfig, without_password
 from kdsearch.runs.progress import clock
 from kdsearch.runs.report import agreement, figures, ladder
+from kdsearch.runs.report.agreement import tau_text
 from kdsearch.runs.report.decisions import table
 from kdsearch.runs.report.failures import failures
 from kdsearch.runs.report.figures.rungs import duration
 from kdsearch.runs.report.headline import headline, search_baselines
 from kdsearch.runs.report.notes import notes
-from kdsearch.runs.report.outcomes import outcomes, public
+from kdsearch.runs.report.outcomes import KINDS, outcomes, plural, public
 from kdsearch.runs.report.tables import finals_rows, mean_text
 
 if TYPE_CHECKING:
@@ -38,13 +41,14 @@ def page(run: Run) -> str:
     context: dict[str, Any] = {
         "run": run,
         "config": run.config,
-        "state": run.state(),
+        "counts": counts(run),
+        "elapsed": float(attributes.get("elapsed", 0.0)),
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "headline": headline(run, rows),
         "rows": rows,
         "ladder": ladder.rungs(run),
         "agreements": (pairs := agreement.agreements(run)),
-        "poor": [agreement.warning(pair) for pair in pairs if pair.poor],
+        "poor": agreement.warnings(pairs),
         "notes": found[:SHOWN_NOTES],
         "more_notes": len(found) - SHOWN_NOTES,
         "failures": failures(run),
@@ -53,6 +57,7 @@ def page(run: Run) -> str:
         "test_seen": int(run.finals_ledger.study.user_attrs.get("test_seen", 0)),
         "environment": environment(run),
         "resolved": resolved(run.config),
+        "storage": without_password(run.config.study.storage) or "study.db in the run's folder",
         "panels": {panel.key: panel for panel in panels(run, rows, pairs)},
         "plotly": Markup(_plotly()),
     }
@@ -66,6 +71,7 @@ def panels(run: Run, rows: list[dict[str, Any]], pairs: list[agreement.Agreement
     rungs = [rung.name for rung in config.fidelity.rungs]
     trials = outcomes(ledger, rungs)
     chosen = table(trials, rungs)
+    weights = figures.importances(chosen)
     attributes = ledger.study.user_attrs
     teacher = attributes.get(f"teacher_{metric}")
     drawn = [
@@ -73,8 +79,8 @@ def panels(run: Run, rows: list[dict[str, Any]], pairs: list[agreement.Agreement
         figures.finalists(rows, metric),
         figures.agreement(pairs),
         figures.costs(ladder.rungs(run), attributes.get("phases", {})),
-        figures.importance(chosen, metric),
-        figures.parallel(chosen, metric, maximise=maximise),
+        figures.importance(chosen, weights, metric),
+        figures.parallel(chosen, weights, metric, maximise=maximise),
         figures.reasons(failures(run)),
     ]
     if config.minimise:
@@ -82,6 +88,12 @@ def panels(run: Run, rows: list[dict[str, Any]], pairs: list[agreement.Agreement
     if config.searcher.name == "mcts":
         drawn.append(figures.tree(searchers.tree(ledger.study)))
     return drawn
+
+
+def counts(run: Run) -> dict[str, int]:
+    """Trials of the search by outcome."""
+    found = Counter(trial.kind for trial in outcomes(run.search_ledger, []))
+    return {kind: found[kind] for kind in KINDS if found[kind]}
 
 
 def environment(run: Run) -> dict[str, Any]:
@@ -111,7 +123,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"mean": mean_text, "signed": _signed, "duration": duration, "clock": clock, "plot": _plot}
-    made.filters |= {"count": _count, "public": public}
+    made.filters |= {"count": _count, "quoted": shlex.quote, "plural": plural, "tau": tau_text}
     return made
 
 

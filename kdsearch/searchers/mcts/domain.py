@@ -10,6 +10,8 @@ import math
 from random import Random
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 
@@ -57,10 +59,15 @@ class Domain:
 
     def contains(self, value: float) -> bool:
         """Whether a value that was suggested earlier, perhaps from another range, can be suggested again."""
-        if not self.low <= value <= self.high:
-            return False
-        cells = (value - self.low) / self.step if self.step else 0.0
-        return abs(cells - round(cells)) < 1e-8
+        return bool(self.within(np.array([value]))[0])
+
+    def within(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """`contains`, for many values at once."""
+        inside = (values >= self.low) & (values <= self.high)
+        if self.step:
+            cells = (values - self.low) / self.step
+            inside &= np.abs(cells - np.round(cells)) < 1e-8
+        return inside
 
     def values(self) -> list[float]:
         """All values of a finite domain, in order."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch.searchers.mcts.history import FINISHED, History, Running, Tree
+from kdsearch.searchers.mcts.history import FINISHED, decisions
+from kdsearch.searchers.mcts.rewards import points, standing
 
 
 @dataclass
@@ -23,15 +24,15 @@ class Node:
         children: what was decided next, in order of name and value.
     """
 
-    name: str | None
-    value: Any
-    visits: int
-    running: int
-    reward: float | None
+    name: str | None = None
+    value: Any = None
+    visits: int = 0
+    running: int = 0
+    reward: float | None = None
     children: list[Node] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries for JSON; empty lists of children are left out."""
+        """Nested dictionaries for JSON. No running trials and no children are left out."""
         out: dict[str, Any] = {"name": self.name, "value": self.value, "visits": self.visits, "reward": self.reward}
         if self.running:
             out["running"] = self.running
@@ -40,30 +41,42 @@ class Node:
         return out
 
 
+@dataclass
+class _Sums:
+    node: Node
+    points: int = 0
+    children: dict[tuple[str, float], _Sums] = field(default_factory=dict)
+
+
 def tree(study: Study) -> Node:
     """The tree that Monte-Carlo tree search sees in a study, whichever sampler filled it."""
     trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-    grown = Tree()
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    worth, scale = points([standing(trial, study.directions) for trial in finished])
+    root = _Sums(Node())
+    for trial, value in zip(finished, worth.tolist(), strict=True):
+        for here in _path(root, trial):
+            here.node.visits += 1
+            here.points += value
     for trial in trials:
-        if trial.state in FINISHED:
-            grown.add(trial, study.directions)
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    for trial in running:
-        grown.distributions.update({n: d for n, d in trial.distributions.items() if n not in grown.distributions})
-    history = History(grown, running, virtual_loss=1.0)
-    return _node(history, None, None, 0, history.root)
+        if trial.state == TrialState.RUNNING:
+            for here in _path(root, trial):
+                here.node.running += 1
+    return _settled(root, scale)
 
 
-def _node(history: History, name: str | None, value: Any, number: int | None, busy: Running | None) -> Node:
-    visits = 0 if number is None else int(history.visits[number])
-    total = 0.0 if number is None else float(history.totals[number]) / history.scale
-    known = {} if number is None else history.tree.children[number]
-    live = {} if busy is None else busy.children
-    node = Node(name, value, visits, 0 if busy is None else busy.count, total / visits if visits else None)
-    for child in sorted({*known, *live}):
-        numbers, runs = known.get(child, {}), live.get(child, {})
-        distribution = history.tree.distributions[child]
-        for at in sorted({*numbers, *runs}):
-            external = distribution.to_external_repr(at)
-            node.children.append(_node(history, child, external, numbers.get(at), runs.get(at)))
+def _path(root: _Sums, trial: FrozenTrial) -> list[_Sums]:
+    path = [root]
+    for name, value, distribution in decisions(trial):
+        siblings = path[-1].children
+        if (name, value) not in siblings:
+            siblings[name, value] = _Sums(Node(name, distribution.to_external_repr(value)))
+        path.append(siblings[name, value])
+    return path
+
+
+def _settled(here: _Sums, scale: int) -> Node:
+    node = here.node
+    node.reward = here.points / scale / node.visits if node.visits else None
+    node.children = [_settled(here.children[at], scale) for at in sorted(here.children)]
     return node

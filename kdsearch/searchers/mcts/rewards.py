@@ -48,8 +48,7 @@ def points(standings: Sequence[Standing]) -> tuple[NDArray[np.int64], int]:
     worth = values[:, 0] if values.shape[1] == 1 else -_dominators(values)
     order = np.lexsort((worth, steps))
     new = np.ones(len(order), dtype=bool)
-    new[1:] = (np.diff(steps[order]) > 0) | (worth[order][1:] != worth[order][:-1])
-    # inf - inf is NaN, which is not > 0: complete trials differ by their worth alone, as they should.
+    new[1:] = (steps[order][1:] != steps[order][:-1]) | (worth[order][1:] != worth[order][:-1])
     group = np.cumsum(new) - 1
     first = np.flatnonzero(new)
     last = np.append(first[1:], len(order)) - 1

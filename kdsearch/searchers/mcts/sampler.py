@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts.domain import Domain, key
 from kdsearch.searchers.mcts.history import FINISHED, History, Tree, decisions
-from kdsearch.searchers.mcts.selection import choose
+from kdsearch.searchers.mcts.selection import Question, choose
 
 
 class MCTSSampler(BaseSampler):
@@ -102,17 +102,18 @@ class MCTSSampler(BaseSampler):
                 self._history = self._recall(study, trial.number)
                 self._asking = trial.number
             history = self._history
-            here = history.arms([(name, value) for name, value, _ in decisions(trial)], param_name)
-            overall = history.overall(param_name)
-        value = choose(
-            Domain(param_distribution),
-            here,
-            overall,
-            self.options,
-            self._rng(trial.number, param_name),
-            self._default(param_name, param_distribution),
-            self._weight(param_name, param_distribution),
-        )
+            prefix = [(name, value) for name, value, _ in decisions(trial)]
+            borrows = self.options.sharing > 0
+            near = history.evidence(prefix, param_name, self.options.nearby if borrows else 0)
+            question = Question(
+                domain=Domain(param_distribution),
+                here=history.arms(prefix, param_name),
+                near=near,
+                anywhere=history.evidence([], param_name, 0) if borrows else near,
+                first=self._default(param_name, param_distribution),
+                weight=self._weight(param_name, param_distribution),
+            )
+        value = choose(question, self.options, self._rng(trial.number, param_name))
         return param_distribution.to_external_repr(value)
 
     def _recall(self, study: Study, number: int) -> History:
@@ -137,7 +138,7 @@ class MCTSSampler(BaseSampler):
             return None
         try:
             return key(distribution, self._defaults[name])
-        except ValueError:  # a choice that this space leaves out
+        except (ValueError, TypeError):  # a choice that this space leaves out
             return None
 
     def _weight(self, name: str, distribution: BaseDistribution) -> Any:

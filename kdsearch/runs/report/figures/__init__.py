@@ -2,7 +2,7 @@
 
 from kdsearch.runs.report.figures.finalists import finalists
 from kdsearch.runs.report.figures.history import history
-from kdsearch.runs.report.figures.importance import importance
+from kdsearch.runs.report.figures.importance import importance, importances
 from kdsearch.runs.report.figures.parallel import parallel
 from kdsearch.runs.report.figures.pareto import pareto
 from kdsearch.runs.report.figures.reasons import reasons
@@ -17,6 +17,7 @@ __all__ = [
     "finalists",
     "history",
     "importance",
+    "importances",
     "parallel",
     "pareto",
     "reasons",

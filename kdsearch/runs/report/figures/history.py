@@ -38,7 +38,7 @@ def history(
     for kind, mark in MARKS.items():
         chosen = [t for t in trials if t.kind == kind]
         if chosen:
-            figure.add_trace(_points(chosen, kind, mark, size, frame, metric))
+            figure.add_traces(_points(chosen, kind, mark, size, frame, metric))
     _add_best(figure, trials, maximise)
     ends = [min(t.trial.number for t in trials) - 0.5, max(t.trial.number for t in trials) + 0.5]
     dashes = {name: "dash" if k else "dot" for k, name in enumerate(lines)}
@@ -48,23 +48,25 @@ def history(
         figure.add_trace(_line(f"teacher {teacher:.4f}", ends, teacher, VIOLET, "dashdot"))
     low, high = sorted((frame.good, frame.floor(2.6)))
     figure.update_yaxes(title_text=f"validation {metric}", range=[low, high])
-    figure.update_xaxes(range=[ends[0] - 0.5, ends[1] + 0.5])
-    return Panel("history", _caption(trials, maximise), figure)
+    figure.update_xaxes(range=[ends[0] - 0.3, ends[1] + 0.3])
+    return Panel("history", _caption(trials, frame, maximise), figure)
 
 
-def _caption(trials: Sequence[o.Outcome], maximise: bool) -> str:
+def _caption(trials: Sequence[o.Outcome], frame: _Frame, maximise: bool) -> str:
     counts = {kind: sum(t.kind == kind for t in trials) for kind in MARKS}
-    said = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in counts.items() if count)
+    said = ", ".join(f"{count} {o.plural(kind, count)}" for kind, count in counts.items() if count)
+    text = [f"{len(trials)} proposals: {said}."]
+    if any(t.kind == o.STOPPED and t.score is not None for t in trials):
+        text.append(
+            "A trial that was stopped stands at the score of the last rung that trained it, a cheaper training than a "
+            "complete trial's."
+        )
     edge = "lower" if maximise else "upper"
-    return (
-        f"{len(trials)} proposals: {said}. A trial that was stopped stands at the score of the last rung that trained "
-        f"it, a cheaper training than a complete trial's. Crosses and ticks at the {edge} edge were never trained; "
-        "triangles there scored beyond the axis."
-    )
-
-
-def _plural(kind: str, count: int) -> str:
-    return f"{kind}s" if count > 1 and kind in (o.BASELINE, o.DUPLICATE) else kind
+    if any(t.score is not None and not frame.inside(t.score) for t in trials):
+        text.append(f"Triangles on the {edge} edge scored beyond the axis.")
+    if any(t.score is None for t in trials):
+        text.append(f"On the line outside the {edge} edge is what was never trained.")
+    return " ".join(text)
 
 
 class _Frame:
@@ -78,7 +80,8 @@ class _Frame:
         top = max(values)
         low = min(quantile(values, 0.1), top - 1e-3)
         bottom = max(low - 0.5 * (top - low), min([*values, *(sign * t.score for t in trials if t.score is not None)]))
-        bottom = min(bottom, top - 1e-3)
+        # Baselines and teacher are what the figure is for: they are never cut off.
+        bottom = min(bottom, top - 1e-3, *(sign * v for v in extra))
         self._sign, self._bottom, self._unit = sign, bottom, 0.03 * (top - bottom)
         self.good = sign * (top + 2 * self._unit)
 
@@ -92,27 +95,33 @@ class _Frame:
 
 def _points(
     chosen: list[o.Outcome], kind: str, mark: dict[str, Any], size: int, frame: _Frame, metric: str
-) -> go.Scatter:
-    heights, symbols = [], []
-    for item in chosen:
-        if item.score is None:
-            heights.append(frame.floor(1.8))
-            symbols.append(mark["symbol"])
-        elif frame.inside(item.score):
-            heights.append(item.score)
-            symbols.append(mark["symbol"])
-        else:
-            heights.append(frame.floor(0.9))
-            symbols.append("triangle-down-open" if frame.floor(1) < frame.good else "triangle-up-open")
-    return go.Scatter(
-        x=[item.trial.number for item in chosen],
-        y=heights,
-        mode="markers",
-        name=kind,
-        marker={"color": mark["color"], "symbol": symbols, "size": size, "line": {"width": 1.2}},
-        text=[_hover(item, metric) for item in chosen],
-        hovertemplate="%{text}<extra></extra>",
-    )
+) -> list[go.Scatter]:
+    """The trials of one kind: those within the axis, those beyond it, those without a score."""
+    down, colour = frame.floor(1) < frame.good, mark["color"]
+    parts: list[tuple[list[o.Outcome], str, float | None]] = [
+        ([t for t in chosen if t.score is not None and frame.inside(t.score)], mark["symbol"], None),
+        ([t for t in chosen if t.score is None], mark["symbol"], frame.floor(1.8)),
+        (
+            [t for t in chosen if t.score is not None and not frame.inside(t.score)],
+            "triangle-down-open" if down else "triangle-up-open",
+            frame.floor(0.9),
+        ),
+    ]
+    drawn = [part for part in parts if part[0]]
+    return [
+        go.Scatter(
+            x=[item.trial.number for item in items],
+            y=[item.score if height is None else height for item in items],
+            mode="markers",
+            name=kind,
+            legendgroup=kind,
+            showlegend=items is drawn[0][0],
+            marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.2, "color": colour}},
+            text=[_hover(item, metric) for item in items],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        for items, symbol, height in drawn
+    ]
 
 
 def _hover(item: o.Outcome, metric: str) -> str:

@@ -12,11 +12,10 @@ from kdsearch.runs.report.figures.style import BLUE, Panel, blank, wrapped
 SHOWN = 12
 
 
-def importance(found: Table | None, metric: str) -> Panel:
-    """A bar for each decision that every trial of the table took."""
+def importance(found: Table | None, weights: dict[str, float], metric: str) -> Panel:
+    """A bar for each decision that every trial of the table took; `weights` are its `importances`."""
     if found is None:
         return Panel("importance", f"Too few trials to tell: at least {ENOUGH} must have been trained on one rung.")
-    weights = importances(found)
     if not weights:
         return Panel(
             "importance",
@@ -41,15 +40,17 @@ def importance(found: Table | None, metric: str) -> Panel:
     few = " Read it as a hint: with so few trials it changes with every new one." if len(found.scores) < 50 else ""
     return Panel(
         "importance",
-        f"fANOVA (Hutter et al., 2014) of validation {metric} on rung {found.rung}, over {len(found.scores)} trials: how "
-        "much of the differences in score each decision explains by itself. Only decisions that all of these trials "
-        f"took are compared; an empty slot counts as a choice.{few}",
+        f"fANOVA (Hutter et al., 2014) of validation {metric} on rung {found.rung}, over {len(found.scores)} trials: "
+        "how much of the differences in score each decision explains by itself. Only decisions that all of these "
+        f"trials took are compared; an empty slot counts as a choice.{few}",
         figure,
     )
 
 
-def importances(found: Table) -> dict[str, float]:
+def importances(found: Table | None) -> dict[str, float]:
     """Share of variance by decision, largest first; empty where scores or decisions do not differ."""
+    if found is None:
+        return {}
     shared = [d for d in found.decisions if d.values.keys() == found.scores.keys()]
     if not shared or len(set(found.scores.values())) < 2:
         return {}

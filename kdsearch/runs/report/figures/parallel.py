@@ -7,32 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from plotly.colors import find_intermediate_color, hex_to_rgb
+from plotly.colors import sample_colorscale
 
 from kdsearch.runs.report.decisions import ENOUGH, Decision, Table
-from kdsearch.runs.report.figures.importance import importances
-from kdsearch.runs.report.figures.style import SCALE, Panel, blank, short, wrapped
+from kdsearch.runs.report.figures.style import GREY, SCALE, Panel, blank, short, wrapped
 
-COLUMNS, SHADES, LINES = 9, 10, 400
+COLUMNS, SHARED = 10, 7  # at most so many axes before the score's, and of decisions that all trials took
+SHADES, LINES = 10, 400
 ABSENT = -0.12  # the height at which a line passes a decision that its trial was not asked
 JITTER = 0.035
 
 
-def parallel(found: Table | None, metric: str, *, maximise: bool) -> Panel:
+def parallel(found: Table | None, weights: dict[str, float], metric: str, *, maximise: bool) -> Panel:
     """Slots that vary, the most important first, then the hyper-parameters that most trials were asked; the score last.
 
     Plotly's own parallel coordinates know neither a missing value nor print; these are plain lines.
     """
     if found is None:
         return Panel("parallel", f"Too few trials to draw: at least {ENOUGH} must have been trained on one rung.")
-    columns = _columns(found)
+    columns = _columns(found, weights)
     if not columns:
         return Panel("parallel", "All these trials took the same decisions.")
     axes = [_axis(decision) for decision in columns]
     ordered = sorted(found.scores, key=lambda number: found.scores[number], reverse=not maximise)[-LINES:]
     score = _axis(Decision(f"{metric} ({found.rung})", {n: found.scores[n] for n in ordered}))
     axes.append(score)
-    figure = blank(520, showlegend=False, margin={"l": 90, "r": 60, "t": 64, "b": 24})
+    figure = blank(520, showlegend=False, margin={"l": 40, "r": 60, "t": 76, "b": 12})
     width = 1.0 if len(ordered) > 150 else 1.6
     for shade in range(SHADES):
         # Drawn from worst to best, so that the best lie on top; a line is broken by None between two trials.
@@ -42,21 +42,30 @@ def parallel(found: Table | None, metric: str, *, maximise: bool) -> Panel:
     figure.add_trace(_ends(ordered, score, len(axes) - 1, found))
     absent = False
     for place, axis in enumerate(axes):
-        figure.add_shape(type="line", x0=place, x1=place, y0=ABSENT, y1=1, line={"color": "#8d99a6", "width": 1})
-        figure.add_annotation(x=place, y=1.07, text=f"<b>{_heading(axis.name)}</b>", showarrow=False, yanchor="bottom")
+        figure.add_annotation(
+            x=place,
+            y=1.02,
+            yref="paper",
+            yanchor="bottom",
+            text=f"<b>{_heading(axis.name)}</b>",
+            showarrow=False,
+            font={"size": 12},
+        )
         gaps = [(ABSENT, "–")] if any(number not in axis.heights for number in ordered) else []
         absent = absent or bool(gaps)
+        foot = ABSENT if gaps else 0
+        figure.add_shape(type="line", x0=place, x1=place, y0=foot, y1=1, line={"color": GREY, "width": 1})
         for height, label in (*axis.ticks, *gaps):
             figure.add_annotation(
                 x=place, y=height, text=label, showarrow=False, xanchor="left", xshift=5, font={"size": 11}
             )
     figure.update_xaxes(visible=False, range=[-0.15, len(axes) - 0.35])
-    figure.update_yaxes(visible=False, range=[ABSENT - 0.06, 1.2])
+    figure.update_yaxes(visible=False, range=[ABSENT - 0.04 if absent else -0.06, 1.04])
     shown = f"the best {LINES} of {len(found.scores)}" if len(found.scores) > LINES else f"{len(ordered)}"
     below = ' A line passes below an axis ("–") where its trial was not asked.' if absent else ""
     return Panel(
         "parallel",
-        f"Every line is one of {shown} trials, from grey (worst) to orange (best) by rank on rung {found.rung}.{below}",
+        f"Every line is one of {shown} trials, from blue (worst) to orange (best) by rank on rung {found.rung}.{below}",
         figure,
     )
 
@@ -70,12 +79,11 @@ class _Axis:
     ticks: tuple[tuple[float, str], ...]
 
 
-def _columns(found: Table) -> list[Decision]:
-    weights = importances(found)
+def _columns(found: Table, weights: dict[str, float]) -> list[Decision]:
     shared = sorted((d for d in found.decisions if d.name in weights), key=lambda d: -weights[d.name])
     # Where almost no trial was asked there is almost nothing to see.
     others = [d for d in found.decisions if d.name not in weights and len(d.values) >= max(3, len(found.scores) // 4)]
-    return [*shared, *others][:COLUMNS]
+    return [*shared[:SHARED], *others[: COLUMNS - min(len(shared), SHARED)]]
 
 
 def _axis(decision: Decision) -> _Axis:
@@ -121,14 +129,11 @@ def _ends(ordered: list[int], score: _Axis, place: int, found: Table) -> go.Scat
 
 
 def _heading(name: str) -> str:
-    """A decision's name over two lines at most: `student.cnn.channels` is long for its place."""
-    prefix, _, last = name.rpartition(".")
-    return f"{short(prefix)}.<br>{short(last)}" if prefix and "(" not in name else short(name).replace(" (", "<br>(")
+    """A decision's name over several lines: `student.cnn.channels` is long for its place."""
+    parts = name.replace(".", ".\n").replace(" (", "\n(").split("\n")
+    return "<br>".join(wrapped(part.replace("_", "_ "), 14).replace("_ ", "_") for part in parts)
 
 
 def _colour(share: float) -> str:
-    for (low, start), (high, end) in zip(SCALE, SCALE[1:], strict=False):
-        if share <= high:
-            ends = [f"rgb{hex_to_rgb(colour)}" for colour in (start, end)]
-            return str(find_intermediate_color(*ends, (share - low) / (high - low), colortype="rgb"))
-    return str(SCALE[-1][1])
+    """The colour at a share of the scale."""
+    return str(sample_colorscale(SCALE, [share])[0])

@@ -17,7 +17,8 @@ def pareto(study: Study, trials: Sequence[o.Outcome], metric: str, minimise: Seq
     done = [t for t in trials if t.kind in (o.COMPLETE, o.BASELINE)]
     if not done:
         return Panel("pareto", "No trial has completed yet: there is no front to show.")
-    front = {t.number for t in study.best_trials}
+    # Duplicates stand on the front, too, and are left out.
+    front = {t.number for t in study.best_trials} & {t.trial.number for t in done}
     figure = make_subplots(1, len(minimise), horizontal_spacing=0.1, figure=blank(420))
     groups = (
         ("dominated", [t for t in done if t.trial.number not in front and t.kind == o.COMPLETE], GREY, "circle-open"),
@@ -43,8 +44,10 @@ def pareto(study: Study, trials: Sequence[o.Outcome], metric: str, minimise: Seq
                 ),
                 **cell,
             )
-        figure.update_xaxes(title={"text": name}, tickformat="~s", automargin=True, zeroline=False, **cell)
-        figure.update_yaxes(title={"text": f"validation {metric}"}, automargin=True, zeroline=False, **cell)
+        figure.update_xaxes(title_text=name, tickformat="~s", **cell)
+        figure.update_yaxes(title_text=f"validation {metric}", **cell)
+    figure.update_xaxes(automargin=True, zeroline=False, title_font_size=13)
+    figure.update_yaxes(automargin=True, zeroline=False, title_font_size=13)
     return Panel(
         "pareto",
         f"{len(front)} of {len(done)} complete trials are on the front: no other trial is at least as good in every "

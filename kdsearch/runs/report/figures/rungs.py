@@ -8,11 +8,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from kdsearch.runs.progress import clock
-from kdsearch.runs.report.agreement import Agreement
+from kdsearch.runs.report.agreement import Agreement, tau_text
 from kdsearch.runs.report.figures.style import BLUE, GREY, ORANGE, Panel, blank, wrapped
 from kdsearch.runs.report.ladder import Rung
 
-COLUMNS = 3
+COLUMNS = 4
 
 
 def agreement(found: list[Agreement]) -> Panel:
@@ -25,8 +25,8 @@ def agreement(found: list[Agreement]) -> Panel:
         lines,
         COLUMNS,
         subplot_titles=[_title(pair) for pair in drawn],
-        horizontal_spacing=0.09,
-        vertical_spacing=0.28 / lines if lines > 1 else 0.0,
+        horizontal_spacing=0.07,
+        vertical_spacing=0.38 / lines if lines > 1 else 0.0,
         figure=blank(50 + 290 * lines, showlegend=False, margin={"l": 60, "r": 24, "t": 52, "b": 56}),
     )
     for place, pair in enumerate(drawn):
@@ -42,26 +42,29 @@ def agreement(found: list[Agreement]) -> Panel:
             ),
             **cell,
         )
-        figure.update_xaxes(title={"text": wrapped(pair.lower), "standoff": 6}, nticks=5, **cell)
+        below = [point[1] for point in pair.points]
+        # Scores of some proxies span orders of magnitude.
+        kind = "log" if min(below) > 0 and max(below) > 100 * min(below) else "linear"
+        figure.update_xaxes(title={"text": wrapped(pair.lower), "standoff": 6}, type=kind, nticks=4, **cell)
         figure.update_yaxes(title={"text": wrapped(pair.upper), "standoff": 6}, nticks=6, **cell)
     for place in range(len(drawn), lines * COLUMNS):
         cell = {"row": place // COLUMNS + 1, "col": place % COLUMNS + 1}
         figure.update_xaxes(visible=False, **cell)
         figure.update_yaxes(visible=False, **cell)
-    figure.update_xaxes(zeroline=False, automargin=True)
-    figure.update_yaxes(zeroline=False, automargin=True)
+    figure.update_xaxes(zeroline=False, automargin=True, title_font_size=13)
+    figure.update_yaxes(zeroline=False, automargin=True, title_font_size=13)
     for annotation in figure.layout.annotations:
         annotation.update(font={"size": 13})
     return Panel(
         "agreement",
-        "Each dot is a trial that has both scores. Only what passes a rung is seen on the next one, so the worst trials "
-        "are missing from every plot and τ is lower than it would be over all of them.",
+        "Each dot is a trial that has both scores. Only what passes a rung is seen on the next one, so the worst "
+        "trials are missing from every plot and τ is lower than it would be over all of them.",
         figure,
     )
 
 
 def _title(pair: Agreement) -> str:
-    tau = "τ undefined" if pair.tau is None else f"τ = {pair.tau:.2f}"
+    tau = f"τ = {tau_text(pair.tau)}"
     return f"{wrapped(pair.lower, 200)} → {wrapped(pair.upper, 200)}<br>{tau}, n = {pair.n}"
 
 
@@ -88,8 +91,8 @@ def costs(ladder: list[Rung], phases: dict[str, float]) -> Panel:
     figure.update_xaxes(title_text="seconds, all trials together", rangemode="tozero")
     return Panel(
         "costs",
-        "Time on each rung, added up over trials (several workers spend more of it than the clock shows). Orange is the "
-        "finals, grey what had to be there before the first trial.",
+        "Time on each rung, added up over trials (several workers spend more of it than the clock shows). Orange is "
+        "the finals, grey what had to be there before the first trial.",
         figure,
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREY, RED, GREEN, VIOLET = "#3a7ebf", "#e08a1e", "#8d99a6", "#d1495b", "#2a9d6f", "#8467b5"
-SCALE = [[0.0, "#a9b8c6"], [0.5, "#3a7ebf"], [1.0, "#e08a1e"]]
-"""Low to high; grey recedes on either page, orange is what to look at."""
+SCALE = [[0.0, "#3a7ebf"], [0.5, "#b3bac2"], [1.0, "#e08a1e"]]
+"""Low to high through a neutral middle that recedes on either page."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -31,8 +31,8 @@ def blank(height: int, **layout: Any) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(template="none", **_LAYOUT)
     figure.update_layout(height=height, **layout)
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
+    figure.update_xaxes(automargin=True, title_font_size=13)
+    figure.update_yaxes(automargin=True, title_font_size=13, title_standoff=14)
     return figure
 
 

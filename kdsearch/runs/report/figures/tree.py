@@ -21,7 +21,7 @@ def tree(root: Node) -> Panel:
         least += 1
     ids, parents, labels, sizes, colours, hover = [], [], [], [], [], []
     for key, parent, node in _kept(root, least):
-        label = "all trials" if node.name is None else f"{node.name.rsplit('.', 1)[-1]} = {short(node.value)}"
+        label = "all trials" if node.name is None else f"{node.name.rsplit('.', 1)[-1]}={short(node.value)}"
         full = label if node.name is None else f"{node.name} = {short(node.value)}"
         reward = "none yet" if node.reward is None else f"{node.reward:.3f}"
         busy = f"<br>running now: {node.running}" if node.running else ""
@@ -32,6 +32,8 @@ def tree(root: Node) -> Panel:
         colours.append(node.reward or 0.0)
         hover.append(f"<b>{full}</b><br>visits: {node.visits}<br>mean reward: {reward}{busy}")
     figure = blank(min(240 + 5 * len(ids), 760), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    # Labels that would have to shrink below this are left to the hover box.
+    figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
     figure.add_trace(
         go.Icicle(
             ids=ids,
@@ -41,9 +43,9 @@ def tree(root: Node) -> Panel:
             branchvalues="total",
             customdata=hover,
             hovertemplate="%{customdata}<extra></extra>",
-            textinfo="label+value",
-            texttemplate="%{label}  (%{value})",
+            textinfo="label",
             sort=False,
+            textfont={"size": 12},
             tiling={"orientation": "h", "pad": 1},
             pathbar={"visible": False},
             marker={
@@ -51,7 +53,7 @@ def tree(root: Node) -> Panel:
                 "colorscale": SCALE,
                 "cmin": min(colours),
                 "cmax": max(max(colours), min(colours) + 1e-6),
-                "colorbar": {"title": {"text": "mean<br>reward"}, "thickness": 12},
+                "colorbar": {"title": {"text": "mean<br>reward", "font": {"size": 13}}, "thickness": 12},
                 "line": {"width": 0.5},
             },
         )
@@ -59,8 +61,8 @@ def tree(root: Node) -> Panel:
     cut = f", at least {least} visits" if least > 1 else ""
     return Panel(
         "tree",
-        f"Decisions from left to right in the order they were taken (the first {DEPTH}{cut}). Height and the number in "
-        "brackets are visits; colour is the mean reward: a trial's rank among all, 1 for the best. Gaps are branches "
+        f"Decisions from left to right in the order they were taken (the first {DEPTH}{cut}). Height is "
+        "visits; colour is the mean reward: a trial's rank among all, 1 for the best. Gaps are branches "
         "that were cut from the picture, or decisions that came later. Click a decision to go into it.",
         figure,
     )

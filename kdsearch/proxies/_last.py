@@ -1,0 +1,30 @@
+"""The last feature map of a network and the gradient on its classifier, from one pass of one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdsearch.kd_methods import Need
+from kdsearch.kd_methods.tap import Tap, probe
+
+
+def last_map_and_gradient(model: nn.Module, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The last stage's output [B, ...] and d cross-entropy / d classifier weight [K, C], batch statistics in force.
+
+    Raises:
+        ValueError: the model has no linear classifier.
+    """
+    spec = probe(model, (images.shape[1], images.shape[2], images.shape[3]))
+    if spec.classifier is None:
+        raise ValueError("the model has no linear classifier, so it has no semantic similarity")
+    model.train()
+    layer: Any = model.get_submodule(spec.classifier)
+    with Tap(model, spec, frozenset({Need.LOGITS, Need.FEATURES}), [len(spec.stages) - 1]) as tap:
+        signals = tap(images)
+    usable = target % spec.classes  # a teacher of other classes still has a gradient to look at
+    (gradient,) = torch.autograd.grad(F.cross_entropy(signals.logits, usable), layer.weight)
+    return signals.features[0].detach(), gradient.flatten(1)

@@ -1,0 +1,79 @@
+"""The table of training-free proxies. Needs no torch to be read."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kdsearch.parameters import Declared
+from kdsearch.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ENTRY_POINTS = "kdsearch.proxies"
+
+
+class Proxy(Declared):
+    """A score of an untrained student, beside its teacher where the score is of the pair. Higher is better, always.
+
+    Class attributes:
+        name, title, paper, year: the key it registers under, what it is and where it comes from.
+        needs_teacher: whether it looks at the teacher at all.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    year: ClassVar[int]
+    needs_teacher: ClassVar[bool] = False
+
+    def score(
+        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
+    ) -> float:
+        """The score on one batch, images [B, C, H, W] (normalised) and target [B]. The batch is part of the definition.
+
+        Copies are scored, initialised anew under `seed`; nothing that is handed in changes. What is not a number
+        scores -inf.
+
+        Raises:
+            ValueError: a pair score without a teacher.
+        """
+        if self.needs_teacher and teacher is None:
+            raise ValueError(f"proxy {self.name!r} scores a pair and was given no teacher")
+        value = self.measure(student, teacher, images, target, seed=seed)
+        return value if value == value else float("-inf")
+
+    def measure(
+        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
+    ) -> float:
+        """What a proxy implements."""
+        raise TypeError(f"{self.name} measures nothing")
+
+
+def _discover() -> None:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"kdsearch.proxies.{module.name}")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()
+
+
+PROXIES: Registry[Proxy] = Registry("proxy", _discover)
+register = PROXIES.register
+
+
+def names() -> list[str]:
+    """All registered names."""
+    return PROXIES.names()
+
+
+def create(name: str, /, **options: Any) -> Proxy:
+    """A proxy by name.
+
+    Raises:
+        ValueError: unknown name or option, or a value outside its domain; the message gives the nearest valid ones.
+    """
+    return PROXIES[name](**options)

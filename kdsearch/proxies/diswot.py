@@ -1,0 +1,88 @@
+"""DisWOT: how alike an untrained student and its teacher see a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdsearch.parameters import Choice
+from kdsearch.proxies.catalogue import Proxy, register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def relation_similarity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """-Σ (difference of the row-normalised B×B Gram matrices)² / B² of the last maps before pooling, [B, C, H, W]
+    each.
+    """
+    import torch.nn.functional as F
+
+    def gram(features: Tensor) -> Tensor:
+        flat = features.flatten(1)
+        return F.normalize(flat @ flat.T)
+
+    return -(gram(teacher_map) - gram(student_map)).square().mean()
+
+
+def semantic_similarity(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor:
+    """-Σ (difference of the row-normalised C×C outer products, class by class)² / (C K).
+
+    Both are the cross-entropy's gradient on the classifier's weight, [K classes, C channels], of the same width C.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    import torch.nn.functional as F
+
+    if student_gradient.shape != teacher_gradient.shape:
+        there, here = tuple(teacher_gradient.shape), tuple(student_gradient.shape)
+        raise ValueError(f"semantic similarity needs classifiers of one shape; teacher {there}, student {here}")
+
+    def outer(gradient: Tensor) -> Tensor:
+        return F.normalize(gradient[:, :, None] * gradient[:, None, :], dim=2)
+
+    classes, channels = student_gradient.shape
+    return -(outer(teacher_gradient) - outer(student_gradient)).square().sum() / (channels * classes)
+
+
+@register
+class DisWOT(Proxy):
+    """Relation similarity plus semantic similarity of both networks at random initialisation, batch statistics in
+    force.
+
+    The two are added as the paper writes them; the semantic part is a hundred times larger, so that the sum orders
+    as it does alone. Where the classifiers' widths differ the semantic part has no definition, and "sum" is the
+    relation alone. `init` is the paper's N(0, 1) or the layers' own.
+
+    On the 64-network benchmark of the paper this orders students less well than their parameter count does: look at
+    `params` beside it.
+
+    Source: Dong, Li, Wei, DisWOT: Student Architecture Search for Distillation WithOut Training, CVPR 2023, section 3.
+    """
+
+    name = "diswot"
+    title = "Semantic and relation similarity of untrained networks"
+    paper = "arXiv 2303.15678"
+    year = 2023
+    needs_teacher = True
+
+    part: str = Choice("sum", ["sum", "relation", "semantic"])
+    init: str = Choice("gaussian", ["gaussian", "default"])
+
+    def measure(
+        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
+    ) -> float:
+        from kdsearch.proxies._fresh import fresh
+        from kdsearch.proxies._last import last_map_and_gradient
+
+        assert teacher is not None
+        gaussian = self.init == "gaussian"
+        images, target = images.cpu().float(), target.cpu()
+        s_map, s_gradient = last_map_and_gradient(fresh(student, seed, gaussian=gaussian), images, target)
+        t_map, t_gradient = last_map_and_gradient(fresh(teacher, seed, gaussian=gaussian), images, target)
+        parts = []
+        if self.part != "semantic":
+            parts.append(relation_similarity(s_map, t_map))
+        if self.part == "semantic" or (self.part == "sum" and s_gradient.shape == t_gradient.shape):
+            parts.append(semantic_similarity(s_gradient, t_gradient))
+        return float(sum(parts))
