@@ -18,7 +18,7 @@ from kdsearch.runs.data import Data
 from kdsearch.runs.distil import distil
 from kdsearch.runs.export.files import read_recipe, write_card
 from kdsearch.runs.metrics import evaluate
-from kdsearch.runs.settings import Seeds, pick_device
+from kdsearch.runs.settings import Seeds, pick_device, threads
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
 
@@ -80,7 +80,8 @@ def distill(
         model = teacher.adopt(teacher_module.to(loaded.device), type(teacher_module).__name__, config, loaded, how)
     world = World(loaded, model, how, folder, config.metric, config.seed)
     try:
-        done = distil(recipe, world, Seeds.finalist(config.seed, seed), checkpoint=checkpoint, progress=progress)
+        with threads(loaded.device, loaded.input_shape[-1]):
+            done = distil(recipe, world, Seeds.finalist(config.seed, seed), checkpoint=checkpoint, progress=progress)
     except TrialFailure as error:
         raise UserError(f"the recipe fails ({error.reason}): {error}") from None
     trained = done.trained

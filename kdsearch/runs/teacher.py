@@ -19,7 +19,7 @@ from kdsearch.runs.data import Data
 from kdsearch.runs.distil import distil
 from kdsearch.runs.metrics import evaluate
 from kdsearch.runs.network import Network
-from kdsearch.runs.settings import Seeds, Settings
+from kdsearch.runs.settings import Seeds, Settings, threads
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Recipe, content_hash
 from kdsearch.search_space.students.family import STUDENTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.runs.engines import Desk
+from kdsearch.runs.settings import threads
 from kdsearch.runs.trial import Runner, failure
 
 
@@ -13,6 +14,11 @@ class LocalEngine:
         self.runner = runner
 
     def serve(self, desk: Desk) -> None:
+        data = self.runner.world.data
+        with threads(data.device, data.input_shape[-1]):
+            self._serve(desk)
+
+    def _serve(self, desk: Desk) -> None:
         while (job := desk.propose()) is not None:
             rungs = self.runner.run(job)
             try:

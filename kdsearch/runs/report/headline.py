@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch.runs.report.tables import mean_text
+from kdsearch.runs.report.tables import best_row, mean_text
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run
@@ -35,7 +35,7 @@ class Headline:
 
 def headline(run: Run, rows: list[Row]) -> Headline:
     """What to say at the top of the report, wherever the run stands."""
-    best = next((row for row in rows if row["label"] == "best found"), None)
+    best = best_row(rows)
     if best is not None:
         return _confirmed(run, best)
     leader = _leader(run)
@@ -67,9 +67,15 @@ def _confirmed(run: Run, best: Row) -> Headline:
             verdicts.append(verdict)
             parts.append(f"{mean_text(gain, signed=True)} over {name} ({_reading(gain, verdict)})")
     seeds = f"{scores['n']} seed{'s' if scores['n'] > 1 else ''}"
-    claim = f"On {split} the best recipe found reaches {metric} {mean_text(scores)} over {seeds}"
+    name = "the best recipe found" if best["role"] == "finalist" else best["label"]
+    claim = f"On {split} {name} reaches {metric} {mean_text(scores)} over {seeds}"
     claim += f": {' and '.join(parts)}." if parts else "; the baselines of the same student are not there yet."
+    if best["role"] != "finalist":
+        claim = f"No recipe found beats plain KD. {claim}"
+        verdicts = ["noise"]
     remarks = ["± is the 95 % confidence interval; differences are paired by seed, on the same student."]
+    if scores["n"] < run.config.finals.seeds:
+        remarks.append(f"{scores['n']} of {run.config.finals.seeds} seeds have been trained so far.")
     if split == "validation":
         remarks.append("The recipe was chosen by validation, which flatters it a little; test has not been looked at.")
     if sign < 0:
@@ -95,15 +101,17 @@ def _reading(gain: dict[str, Any], verdict: str) -> str:
 
 def gains(run: Run, rows: list[Row]) -> list[str]:
     """One line per split on what the best recipe is worth, for the terminal."""
-    best = next((row for row in rows if row["label"] == "best found"), None)
+    best = best_row(rows)
     sign = 1 if run.finals_ledger.primary == "maximize" else -1
     lines = []
     for split in ("validation", "test"):
-        scores = best[split] if best else None
         for key, name in RIVALS:
-            if scores and scores[key]:
+            scores = best[split] if best else None
+            if best and scores and scores[key]:
                 reading = _reading(scores[key], _verdict(scores[key], sign))
-                lines.append(f"  best found over {name}, {split}: {mean_text(scores[key], signed=True)} ({reading})")
+                lines.append(
+                    f"* {best['label']} over {name}, {split}: {mean_text(scores[key], signed=True)} ({reading})"
+                )
     if lines:
         lines = ["", *lines, "  ± is the 95 % interval; differences are paired by seed, on the same student"]
     return lines

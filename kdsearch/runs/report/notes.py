@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdsearch.runs.ledger import RUNG
+from kdsearch.runs.report.outcomes import FINAL, PROXIES
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run
@@ -32,5 +33,6 @@ def notes(run: Run) -> list[Note]:
                     for text in value.get("notes") or ():
                         rungs = found.setdefault(text, {})
                         rungs[key.removeprefix(RUNG)] = rungs.get(key.removeprefix(RUNG), 0) + 1
-    rows = [Note(text, tuple(rungs), sum(rungs.values())) for text, rungs in found.items()]
+    ladder = [PROXIES, *(rung.name for rung in run.config.fidelity.rungs), FINAL]
+    rows = [Note(text, tuple(sorted(rungs, key=ladder.index)), sum(rungs.values())) for text, rungs in found.items()]
     return sorted(rows, key=lambda note: (-note.count, note.text))

@@ -21,28 +21,33 @@ LABELS = {
     "paired:none": "no distillation (best student)",
     "paired:kd": "plain KD (best student)",
 }
-SPLITS = ("validation", "test")
 
 
 def finals_rows(run: Run) -> list[dict[str, Any]]:
     """One row per recipe of the finals: the baselines, then the finalists, best first. Plain data that JSON takes.
 
-    Each split's entry (`validation`; `test` is None where it was not looked at) holds mean, spread, half_width of the
-    95 % interval and the scores by seed, and in `over_none` and `over_kd` the paired difference, in the metric's own
-    sign, to the same student and optimiser without distillation and under plain KD; None where the finals have no such
-    row, or where it is the row itself.
+    `best` marks the winner, which is plain KD where no finalist beats it. Each split's entry (`validation`; `test` is
+    None where it was not looked at) holds mean, spread, half_width of the 95 % interval and the scores by seed, and in
+    `over_none` and `over_kd` the paired difference, in the metric's own sign, to the same student and optimiser without
+    distillation and under plain KD; None where the finals have no such row, or where it is the row itself.
     """
     found = _by_recipe(run)
-    ranked = [key for key in found if found[key][0].user_attrs["role"] == "finalist"]
+    scores = {key: _scores(run, trials) for key, trials in found.items()}
+    winner = run.finals.winner()
+    best = winner.recipe.hash if winner is not None else None
     sign = 1 if run.finals_ledger.primary == "maximize" else -1
-    ranked.sort(
-        key=lambda key: sign * fmean(_scores(found[key], "validation", run.config.metric).values()), reverse=True
-    )
-    labels = {key: f"finalist {place}" if place > 1 else "best found" for place, key in enumerate(ranked, 1)}
-    rest = {key: trials[0].user_attrs["role"] for key, trials in found.items() if key not in labels}
-    order = sorted(rest, key=lambda key: list(LABELS).index(rest[key]))
-    labels |= {key: LABELS[rest[key]] for key in order}
-    return [_row(run, key, labels[key], found) for key in (*order, *ranked)]
+    roles = {key: trials[0].user_attrs["role"] for key, trials in found.items()}
+    ranked = [key for key in found if roles[key] == "finalist"]
+    ranked.sort(key=lambda key: sign * fmean(scores[key]["validation"].values()), reverse=True)
+    labels = {key: "best found" if key == best else f"finalist {place}" for place, key in enumerate(ranked, 1)}
+    others = sorted((key for key in found if key not in labels), key=lambda key: list(LABELS).index(roles[key]))
+    labels |= {key: LABELS[roles[key]] for key in others}
+    return [_row(key, found[key], labels[key], key == best, scores) for key in (*others, *ranked)]
+
+
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The winner's row; None before any distilled recipe of the finals has finished."""
+    return next((row for row in rows if row["best"]), None)
 
 
 def _by_recipe(run: Run) -> dict[str, list[FrozenTrial]]:
@@ -53,32 +58,38 @@ def _by_recipe(run: Run) -> dict[str, list[FrozenTrial]]:
     return found
 
 
-def _scores(trials: list[FrozenTrial], split: str, metric: str) -> dict[int, float]:
-    """Score by seed. Test scores are there for the winner and the baselines alone."""
-    if split == "validation":
-        return {t.user_attrs["seed"]: t.values[0] for t in trials}
-    return {t.user_attrs["seed"]: t.user_attrs["test"][metric] for t in trials if "test" in t.user_attrs}
+def _scores(run: Run, trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
+    """Score by seed on either split. Test scores are there for the winner and the baselines alone."""
+    tested = run.finals_ledger.study.user_attrs.get("test", {})
+    seen = {t.user_attrs["seed"]: tested[str(t.number)] for t in trials if str(t.number) in tested}
+    return {
+        "validation": {t.user_attrs["seed"]: t.values[0] for t in trials},
+        "test": {seed: metrics[run.config.metric] for seed, metrics in seen.items()},
+    }
 
 
-def _row(run: Run, key: str, label: str, found: dict[str, list[FrozenTrial]]) -> dict[str, Any]:
-    trials, metric = found[key], run.config.metric
-    recipe = Recipe.from_dict(trials[0].user_attrs["recipe"])
+def _row(
+    key: str, trials: list[FrozenTrial], label: str, best: bool, scores: dict[str, dict[str, dict[int, float]]]
+) -> dict[str, Any]:
+    attributes = trials[0].user_attrs
+    recipe = Recipe.from_dict(attributes["recipe"])
     finals = [t.user_attrs[RUNG + "final"] for t in trials]
     row: dict[str, Any] = {
-        "role": trials[0].user_attrs["role"],
+        "role": attributes["role"],
         "label": label,
+        "best": best,
         "equation": recipe.equation(),
         "student": student_text(recipe),
         "hash": key,
-        "trial": trials[0].user_attrs.get("source"),
+        "trial": attributes.get("source"),
         "seeds": [t.user_attrs["seed"] for t in trials],
     }
-    for split in SPLITS:
-        ours = _scores(trials, split, metric)
+    rivals = {"over_none": recipe.without_distillation().hash, "over_kd": recipe.plain_kd().hash}
+    for split, ours in scores[key].items():
         row[split] = _split(ours) if ours else None
-        for name, rival in (("over_none", recipe.without_distillation()), ("over_kd", recipe.plain_kd())):
+        for name, rival in rivals.items():
             if ours:
-                theirs = _scores(found.get(rival.hash, []), split, metric) if rival.hash != key else {}
+                theirs = scores[rival][split] if rival != key and rival in scores else {}
                 row[split][name] = _plain(paired(ours, theirs))
     row["parameters"] = finals[0].get("size", {}).get("parameters")
     row["macs"] = finals[0].get("size", {}).get("macs")
@@ -125,7 +136,11 @@ def finals_table(run: Run) -> str:
         return "no finals yet: the best trial of the search has not been confirmed over seeds"
     metric = run.config.metric
     head = ("", f"validation {metric}", f"test {metric}", "seeds")
-    body = [(r["label"], mean_text(r["validation"]), mean_text(r["test"]), str(len(r["seeds"]))) for r in rows]
+    mark = {True: " *", False: ""}
+    body = [
+        (r["label"] + mark[r["best"]], mean_text(r["validation"]), mean_text(r["test"]), str(len(r["seeds"])))
+        for r in rows
+    ]
     widths = [max(len(line[k]) for line in (head, *body)) for k in range(len(head))]
     lines = []
     for line in (head, *body):

@@ -1,4 +1,4 @@
-"""Monte-Carlo tree search over the tree of suggest calls. This file is its entry in the table; `sampler` is the search."""
+"""Monte-Carlo tree search over the tree of suggest calls: its entry in the table. `sampler` is the search."""
 
 from __future__ import annotations
 
@@ -27,21 +27,18 @@ class MCTS(Searcher):
         "priors": "decision -> {choice: weight} for the order in which untried choices are tried",
     }
 
-    exploration: float = Float(1.0, low=0.1, high=3, log=True, doc="weight of UCT's exploration term")
+    exploration: float = Float(0.7, low=0.1, high=3, log=True, doc="weight of UCT's exploration term")
     widening: float = Float(1.0, low=0.5, high=3, domain=(1e-3, 1e3), doc="c of c * n^growth values after n visits")
     growth: float = Float(0.7, low=0.25, high=0.75, domain=(0, 1), doc="exponent of c * n^growth values after n visits")
     prior_share: float = Float(0.3, low=0.1, high=0.6, domain=(0, 1), doc="share of new values drawn from the range")
     spread: float = Float(0.1, low=0.02, high=0.3, log=True, domain=(1e-6, 1), doc="of draws near a good value")
     sharing: float = Float(2.0, low=0.5, high=8, log=True, doc="visits' worth of what a value did elsewhere; 0: none")
-    nearby: int = Int(
-        10, low=3, high=40, domain=(1, 1e9), doc="trials that began alike, before they alone are believed"
-    )
+    nearby: int = Int(10, low=3, high=40, domain=(1, 1e9), doc="trials that began alike, to believe them alone")
     listed: int = Int(8, low=4, high=16, domain=(1, 1e6), doc="numbers with more values than this are widened")
-    virtual_loss: float = Float(
-        1.0, low=0.25, high=1, domain=(0, 1), doc="how bad a running trial counts; 0: as average"
-    )
+    virtual_loss: float = Float(1.0, low=0.25, high=1, domain=(0, 1), doc="how bad running trials count; 0: average")
 
     def build(self, seed: int | None, **objects: Any) -> BaseSampler:
         from kdsearch.searchers.mcts.sampler import MCTSSampler
 
-        return MCTSSampler(seed=seed, **self.hyper, **objects)
+        options: dict[str, Any] = {**self.hyper, **objects}
+        return MCTSSampler(seed=seed, **options)

@@ -59,7 +59,10 @@ class Domain:
 
     def contains(self, value: float) -> bool:
         """Whether a value that was suggested earlier, perhaps from another range, can be suggested again."""
-        return bool(self.within(np.array([value]))[0])
+        if not self.low <= value <= self.high:
+            return False
+        cells = (value - self.low) / self.step if self.step else 0.0
+        return abs(cells - round(cells)) < 1e-8
 
     def within(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """`contains`, for many values at once."""

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.searchers.mcts.domain import key, size
 from kdsearch.searchers.mcts.evidence import Arm, Evidence, State
-from kdsearch.searchers.mcts.rewards import Standing, points, standing
+from kdsearch.searchers.mcts.rewards import points, standing
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 """FAIL is the machinery's fault and says nothing about a decision."""
@@ -43,7 +42,7 @@ class Tree:
         closed: per node, whether every path behind it has been walked to its end.
         levels: per depth, the node of each trial after that many decisions and one; NOWHERE for a shorter trial.
         takers: per decision name, the trials (by position) that took it, and the values they took.
-        standings: per trial.
+        standings: per trial, (step, values...), one after the other.
         trials: the trials themselves, by number, in order of position.
     """
 
@@ -51,14 +50,14 @@ class Tree:
     closed: list[bool] = field(default_factory=lambda: [False])
     levels: list[array[int]] = field(default_factory=list)
     takers: dict[str, tuple[array[int], array[float]]] = field(default_factory=dict)
-    standings: list[Standing] = field(default_factory=list)
+    standings: array[float] = field(default_factory=lambda: array("d"))
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
     _sizes: dict[tuple[int, str], float] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
 
     def add(self, trial: FrozenTrial, directions: Sequence[StudyDirection]) -> None:
         """Take in a finished trial."""
-        position = len(self.standings)
+        position = len(self.trials)
         path = [0]
         for name, value, distribution in decisions(trial):
             node = path[-1]
@@ -76,7 +75,7 @@ class Tree:
             self.levels.append(array("q", [NOWHERE] * position))
         for depth, level in enumerate(self.levels, start=1):
             level.append(path[depth] if depth < len(path) else NOWHERE)
-        self.standings.append(standing(trial, directions))
+        self.standings.extend(standing(trial, directions))
         self.trials[trial.number] = trial
         self._ended.add(path[-1])
         for node in reversed(path):
@@ -103,7 +102,9 @@ class History:
 
     def __init__(self, tree: Tree, running: Iterable[FrozenTrial], virtual_loss: float) -> None:
         self._tree, self._virtual_loss = tree, virtual_loss
-        self._worth, self._scale = points(tree.standings)
+        rows = len(tree.trials)
+        width = len(tree.standings) // rows if rows else 2
+        self._worth, self._scale = points(np.array(tree.standings, dtype=np.float64).reshape(rows, width))
         self._levels = [np.array(level, dtype=np.int64) for level in tree.levels]
         walked = np.concatenate([*self._levels, np.zeros(0, dtype=np.int64)]) + 1
         worth = np.tile(self._worth, len(self._levels))
@@ -121,17 +122,20 @@ class History:
         for run in self._running:
             if len(run) > depth and run[depth][0] == name and run[:depth] == prefix:
                 busy.setdefault(run[depth][1], []).append(len(run) > depth + 1)
-        return {v: self._arm(v, known.get(v), busy.get(v, [])) for v in sorted({*known, *busy})}
-
-    def _arm(self, value: float, node: int | None, busy: Sequence[bool]) -> Arm:
-        visits, total, state = 0.0, 0.0, State.OPEN
-        if node is not None:
-            visits, total = float(self._visits[node]), float(self._totals[node]) / self._scale
-            state = State.CLOSED if self._tree.closed[node] else State.OPEN
-        elif not any(busy):
-            state = State.BUSY
-        lost = (1.0 - self._virtual_loss) * (total / visits if visits else 0.0)
-        return Arm(value, visits + len(busy), total + len(busy) * lost, state)
+        nodes = list(known.values())
+        visits = dict(zip(known, self._visits[nodes].tolist(), strict=True))
+        totals = dict(zip(known, self._totals[nodes].tolist(), strict=True))
+        arms = {}
+        for value in sorted({*known, *busy}):
+            n, w, runs = visits.get(value, 0), totals.get(value, 0.0) / self._scale, busy.get(value, [])
+            state = State.OPEN
+            if value not in known and not any(runs):
+                state = State.BUSY
+            elif value in known and self._tree.closed[known[value]]:
+                state = State.CLOSED
+            lost = (1.0 - self._virtual_loss) * (w / n if n else 0.0)
+            arms[value] = Arm(value, n + len(runs), w + len(runs) * lost, state)
+        return arms
 
     def evidence(self, prefix: Sequence[Decision], name: str, enough: float) -> Evidence:
         """What the values of `name` were worth in trials that began like this one.
@@ -140,22 +144,22 @@ class History:
         but its last decision, and so on; in the end all trials. Source of the rule: Cazenave, Generalized rapid action
         value estimation, IJCAI 2015.
         """
-        empty: tuple[array[int], array[float]] = (array("q"), array("d"))
-        positions, values = (np.array(column) for column in self._tree.takers.get(name, empty))
+        empty = (array("q"), array("d"))
+        columns = self._tree.takers.get(name, empty)
+        positions, values = np.array(columns[0], dtype=np.int64), np.array(columns[1], dtype=np.float64)
         way = self._way(prefix)
-        chosen = slice(None)
         for depth in range(len(prefix), -1, -1):
             runs = [v for run in self._running if run[:depth] == prefix[:depth] for n, v in run if n == name]
             if depth == 0:
-                chosen = np.ones(len(positions), dtype=bool)
+                alike = np.ones(len(positions), dtype=bool)
             elif depth < len(way):
-                chosen = self._levels[depth - 1][positions.astype(np.int64)] == way[depth]
+                alike = self._levels[depth - 1][positions] == way[depth]
             else:
-                chosen = np.zeros(len(positions), dtype=bool)
-            if int(chosen.sum()) + len(runs) >= enough:
+                alike = np.zeros(len(positions), dtype=bool)
+            if np.count_nonzero(alike) + len(runs) >= enough:
                 break
-        worth = self._worth[positions[chosen].astype(np.int64)]
-        return Evidence.of(values[chosen], worth, self._scale, runs, 1.0 - self._virtual_loss)
+        worth = self._worth[positions[alike]]
+        return Evidence.of(values[alike], worth, self._scale, runs, 1.0 - self._virtual_loss)
 
     def _way(self, prefix: Sequence[Decision]) -> list[int]:
         """The nodes of a prefix from the root on, as far as finished trials went."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -52,7 +53,8 @@ def tree(study: Study) -> Node:
     """The tree that Monte-Carlo tree search sees in a study, whichever sampler filled it."""
     trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
     finished = [trial for trial in trials if trial.state in FINISHED]
-    worth, scale = points([standing(trial, study.directions) for trial in finished])
+    rows = [standing(trial, study.directions) for trial in finished]
+    worth, scale = points(np.array(rows, dtype=np.float64).reshape(len(rows), 1 + len(study.directions)))
     root = _Sums(Node())
     for trial, value in zip(finished, worth.tolist(), strict=True):
         for here in _path(root, trial):

@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 Standing = tuple[float, ...]
-"""(step, values...) with larger better; empty for a trial without a value."""
+"""(step, value of each objective), larger is better; step -inf for a trial without a value."""
 
 
 def standing(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Standing:
@@ -28,23 +28,25 @@ def standing(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> Standi
     if trial.state == TrialState.COMPLETE:
         return (math.inf, *(sign * value for sign, value in zip(signs, trial.values, strict=True)))
     if len(signs) > 1 or not trial.intermediate_values:
-        return ()
+        return (-math.inf, *(0.0 for _ in signs))
     step = max(trial.intermediate_values)
     value = signs[0] * trial.intermediate_values[step]
     return (float(step), -math.inf if math.isnan(value) else value)
 
 
-def points(standings: Sequence[Standing]) -> tuple[NDArray[np.int64], int]:
+def points(standings: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
     """Rewards as whole numbers, and the number that stands for a reward of 1.
 
     Whole numbers add up to the same sum in any order, so that a tree does not depend on how it was put together.
+
+    Args:
+        standings: one row per trial, [N, 1 + objectives].
     """
     out = np.zeros(len(standings), dtype=np.int64)
-    ranked = np.array([k for k, s in enumerate(standings) if s], dtype=np.int64)
+    ranked = np.flatnonzero(standings[:, 0] > -np.inf)
     if not len(ranked):
         return out, 1
-    rows = np.array([standings[k] for k in ranked], dtype=np.float64)
-    steps, values = rows[:, 0], rows[:, 1:]
+    steps, values = standings[ranked, 0], standings[ranked, 1:]
     worth = values[:, 0] if values.shape[1] == 1 else -_dominators(values)
     order = np.lexsort((worth, steps))
     new = np.ones(len(order), dtype=bool)

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts.domain import Domain, key
 from kdsearch.searchers.mcts.history import FINISHED, History, Tree, decisions
-from kdsearch.searchers.mcts.selection import Question, choose
+from kdsearch.searchers.mcts.selection import Question, choose, listed
 
 
 class MCTSSampler(BaseSampler):
@@ -68,12 +68,13 @@ class MCTSSampler(BaseSampler):
 
     def _forget(self) -> None:
         self._tree = Tree()
+        self._seen: dict[int, FrozenTrial] = {}  # by id: those that the tree holds
         self._history: History | None = None
         self._asking: int | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_history", "_asking", "_lock")}
+        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_seen", "_history", "_asking", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -103,13 +104,14 @@ class MCTSSampler(BaseSampler):
                 self._asking = trial.number
             history = self._history
             prefix = [(name, value) for name, value, _ in decisions(trial)]
+            domain = Domain(param_distribution)
             borrows = self.options.sharing > 0
             near = history.evidence(prefix, param_name, self.options.nearby if borrows else 0)
             question = Question(
-                domain=Domain(param_distribution),
+                domain=domain,
                 here=history.arms(prefix, param_name),
                 near=near,
-                anywhere=history.evidence([], param_name, 0) if borrows else near,
+                anywhere=history.evidence([], param_name, 0) if borrows and listed(domain, self.options) else near,
                 first=self._default(param_name, param_distribution),
                 weight=self._weight(param_name, param_distribution),
             )
@@ -119,15 +121,27 @@ class MCTSSampler(BaseSampler):
     def _recall(self, study: Study, number: int) -> History:
         """The study's history. Trials that were taken in before stay; a finished trial never changes."""
         trials = study.get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
-        finished = {trial.number: trial for trial in trials if trial.state in FINISHED}
-        known = self._tree.trials
-        if not all(n in finished and _same(trial, finished[n]) for n, trial in known.items()):
-            self._tree = Tree()  # another study, or a part of it
-        for n, trial in finished.items():
-            if n not in self._tree.trials:
+        unknown = [trial for trial in trials if id(trial) not in self._seen]
+        if len(trials) - len(unknown) < len(self._seen):
+            unknown = trials
+            self._review([trial for trial in trials if trial.state in FINISHED])
+        running = []
+        for trial in unknown:
+            if trial.state == TrialState.RUNNING:
+                running.append(trial)
+            elif id(trial) not in self._seen:
+                self._seen[id(trial)] = trial
                 self._tree.add(trial, study.directions)
-        running = [t for t in trials if t.state == TrialState.RUNNING and t.number != number]
-        return History(self._tree, running, self.options.virtual_loss)
+        others = [trial for trial in running if trial.number != number]
+        return History(self._tree, others, self.options.virtual_loss)
+
+    def _review(self, finished: list[FrozenTrial]) -> None:
+        """Trials have gone: another study, a part of this one, or a storage that hands out copies of the same."""
+        by_number = {trial.number: trial for trial in finished}
+        if all(n in by_number and _same(trial, by_number[n]) for n, trial in self._tree.trials.items()):
+            self._seen = {id(by_number[n]): by_number[n] for n in self._tree.trials}
+        else:
+            self._tree, self._seen = Tree(), {}
 
     def _rng(self, number: int, name: str) -> Random:
         digest = hashlib.blake2b(f"{self.seed}/{number}/{name}".encode(), digest_size=8).digest()

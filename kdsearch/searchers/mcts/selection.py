@@ -11,6 +11,9 @@ from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts.domain import Domain
 from kdsearch.searchers.mcts.evidence import Arm, Evidence, State
 
+HEARSAY = 0.25
+"""Share of the usual prior visits that a value gets of trials that began otherwise."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -19,7 +22,7 @@ class Question:
     Attributes:
         here: values taken after the same decisions, by value.
         near: what values were worth in trials that began alike.
-        anywhere: what they were worth in all trials.
+        anywhere: what they were worth in all trials; read for listed domains only.
         first: tried before any other untried value, a published default say.
         weight: of a choice in the draw of the next untried one.
     """
@@ -30,6 +33,11 @@ class Question:
     anywhere: Evidence
     first: float | None = None
     weight: Callable[[float], float] | None = None
+
+
+def listed(domain: Domain, options: MCTS) -> bool:
+    """Whether every value of a domain competes from the start, or new ones join as visits grow."""
+    return domain.categorical or domain.size <= options.listed
 
 
 def choose(question: Question, options: MCTS, rng: Random) -> float:
@@ -43,7 +51,7 @@ def choose(question: Question, options: MCTS, rng: Random) -> float:
         question.first if question.first is not None and domain.contains(question.first) else None,
         question.weight,
     )
-    if domain.categorical or domain.size <= options.listed:
+    if listed(domain, options):
         return _listed(asked, options, rng)
     return _widened(asked, options, rng)
 
@@ -81,18 +89,24 @@ def allowed(arms: Iterable[Arm], options: MCTS) -> int:
 
 
 def _listed(asked: Question, options: MCTS, rng: Random) -> float:
-    """Every value is there from the start. First those of which nothing is known, then UCT."""
+    """Every value is there from the start. First those of which nothing is known, then UCT.
+
+    A value that no trial like this one has taken borrows little from trials unlike it, which puts it in front of the
+    tried ones, in the order of its promise.
+    """
 
     def known(value: float) -> Arm:
         arm = asked.here.get(value, Arm(value, 0.0, 0.0))
-        return informed(arm, asked.near if value in asked.near else asked.anywhere, options.sharing)
+        if value in asked.near:
+            return informed(arm, asked.near, options.sharing)
+        return informed(arm, asked.anywhere, options.sharing * HEARSAY)
 
     arms = [known(value) for value in asked.domain.values()]
     untried = [arm.value for arm in arms if not arm.visits]
     if not untried:
         return best(_live(arms), options.exploration, rng)
-    if asked.first in untried:
-        return float(asked.first)  # type: ignore[arg-type]
+    if asked.first is not None and asked.first in untried:
+        return asked.first
     weights = [asked.weight(value) for value in untried] if asked.weight else []
     return rng.choices(untried, weights if any(weights) else None)[0]
 

@@ -49,10 +49,23 @@ def finalists(rows: list[dict[str, Any]], metric: str) -> Panel:
         )
     labels = [row["label"] for row in rows]
     figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=labels, range=[len(rows) - 0.5, -0.5], zeroline=False)
-    figure.update_xaxes(title_text=metric, zeroline=False)
+    figure.update_xaxes(title_text=metric, zeroline=False, range=_range(rows))
     return Panel(
         "finalists",
         "Every recipe under the same seeds. Intervals are of each mean alone; the paired differences in the table are "
-        "narrower, because a seed that is hard for one recipe tends to be hard for all.",
+        "narrower, because a seed that is hard for one recipe tends to be hard for all. An interval without an end "
+        "runs beyond the axis.",
         figure,
     )
+
+
+def _range(rows: list[dict[str, Any]]) -> list[float]:
+    """Wide enough for every score, and for intervals that are not far wider than all scores together."""
+    splits = [row[split] for row in rows for split, _, _ in SPLITS if row[split]]
+    scores = [score for split in splits for score in split["scores"]]
+    low, high = min(scores), max(scores)
+    reach = 0.5 * max(high - low, 1e-3)
+    lows = [split["mean"] - (split["half_width"] or 0.0) for split in splits]
+    highs = [split["mean"] + (split["half_width"] or 0.0) for split in splits]
+    low, high = max(min(*lows, low), low - reach), min(max(*highs, high), high + reach)
+    return [low - 0.04 * (high - low + 1e-3), high + 0.04 * (high - low + 1e-3)]

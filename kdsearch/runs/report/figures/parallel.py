@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -28,10 +29,11 @@ def parallel(found: Table | None, weights: dict[str, float], metric: str, *, max
     columns = _columns(found, weights)
     if not columns:
         return Panel("parallel", "All these trials took the same decisions.")
-    axes = [_axis(decision) for decision in columns]
     ordered = sorted(found.scores, key=lambda number: found.scores[number], reverse=not maximise)[-LINES:]
-    score = _axis(Decision(f"{metric} ({found.rung})", {n: found.scores[n] for n in ordered}))
-    axes.append(score)
+    score = _axis(Decision(f"{metric} ({found.rung})", found.scores), ordered)
+    # What the best were never asked has no place among them.
+    columns = [decision for decision in columns if any(number in decision.values for number in ordered)]
+    axes = [*(_axis(decision, ordered) for decision in columns), score]
     figure = blank(520, showlegend=False, margin={"l": 40, "r": 60, "t": 76, "b": 12})
     width = 1.0 if len(ordered) > 150 else 1.6
     for shade in range(SHADES):
@@ -40,25 +42,12 @@ def parallel(found: Table | None, weights: dict[str, float], metric: str, *, max
         if group:
             figure.add_trace(_lines(group, axes, _colour(shade / (SHADES - 1)), width, 0.35 + 0.6 * shade / SHADES))
     figure.add_trace(_ends(ordered, score, len(axes) - 1, found))
-    absent = False
-    for place, axis in enumerate(axes):
-        figure.add_annotation(
-            x=place,
-            y=1.02,
-            yref="paper",
-            yanchor="bottom",
-            text=f"<b>{_heading(axis.name)}</b>",
-            showarrow=False,
-            font={"size": 12},
-        )
-        gaps = [(ABSENT, "–")] if any(number not in axis.heights for number in ordered) else []
-        absent = absent or bool(gaps)
-        foot = ABSENT if gaps else 0
-        figure.add_shape(type="line", x0=place, x1=place, y0=foot, y1=1, line={"color": GREY, "width": 1})
-        for height, label in (*axis.ticks, *gaps):
-            figure.add_annotation(
-                x=place, y=height, text=label, showarrow=False, xanchor="left", xshift=5, font={"size": 11}
-            )
+    # All at once: Plotly checks the whole list again for each one that is added.
+    figure.update_layout(
+        annotations=[text for place, axis in enumerate(axes) for text in axis.texts(place)],
+        shapes=[axis.line(place) for place, axis in enumerate(axes)],
+    )
+    absent = any(axis.absent for axis in axes)
     figure.update_xaxes(visible=False, range=[-0.15, len(axes) - 0.35])
     figure.update_yaxes(visible=False, range=[ABSENT - 0.04 if absent else -0.06, 1.04])
     shown = f"the best {LINES} of {len(found.scores)}" if len(found.scores) > LINES else f"{len(ordered)}"
@@ -77,6 +66,19 @@ class _Axis:
     name: str
     heights: Mapping[int, float]
     ticks: tuple[tuple[float, str], ...]
+    absent: bool
+
+    def line(self, place: int) -> dict[str, Any]:
+        foot = ABSENT if self.absent else 0
+        return {"type": "line", "x0": place, "x1": place, "y0": foot, "y1": 1, "line": {"color": GREY, "width": 1}}
+
+    def texts(self, place: int) -> list[dict[str, Any]]:
+        above = {"y": 1.02, "yref": "paper", "yanchor": "bottom", "font": {"size": 12}}
+        beside = {"xanchor": "left", "xshift": 5, "font": {"size": 11}}
+        ticks = [*self.ticks, (ABSENT, "–")] if self.absent else self.ticks
+        texts = [{"text": f"<b>{_heading(self.name)}</b>", **above}]
+        texts += [{"text": label, "y": height, **beside} for height, label in ticks]
+        return [{"x": place, "showarrow": False, **text} for text in texts]
 
 
 def _columns(found: Table, weights: dict[str, float]) -> list[Decision]:
@@ -86,21 +88,23 @@ def _columns(found: Table, weights: dict[str, float]) -> list[Decision]:
     return [*shared[:SHARED], *others[: COLUMNS - min(len(shared), SHARED)]]
 
 
-def _axis(decision: Decision) -> _Axis:
+def _axis(decision: Decision, drawn: list[int]) -> _Axis:
+    absent = any(number not in decision.values for number in drawn)
+    chosen = {n: decision.values[n] for n in drawn if n in decision.values}
     if decision.numeric:
-        values = {n: float(v) for n, v in decision.values.items()}
         scale = math.log if decision.log else float
-        low, high = scale(min(values.values())), scale(max(values.values()))
+        values = {n: float(v) for n, v in chosen.items()}
+        ends = (min(values.values()), max(values.values()))
+        low, high = map(scale, ends)
         heights = {n: (scale(v) - low) / (high - low) if high > low else 0.5 for n, v in values.items()}
-        ends = sorted(set(values.values()))
-        ticks = [(0.0, short(ends[0])), (1.0, short(ends[-1]))] if high > low else [(0.5, short(ends[0]))]
-        return _Axis(decision.name, heights, tuple(ticks))
-    names = sorted(set(map(str, decision.values.values())), key=lambda name: (name == "none", name))
+        ticks = [(0.0, short(ends[0])), (1.0, short(ends[1]))] if high > low else [(0.5, short(ends[0]))]
+        return _Axis(decision.name, heights, tuple(ticks), absent)
+    names = sorted(set(map(str, chosen.values())), key=lambda name: (name == "none", name))
     places = {name: 1 - k / max(len(names) - 1, 1) for k, name in enumerate(names)}
     step = min(JITTER, 0.3 / len(names))
     # Lines through the same choice are spread a little, the same way each time, so that their number shows.
-    heights = {n: places[str(v)] + step * (n * 0.618034 % 1 - 0.5) for n, v in decision.values.items()}
-    return _Axis(decision.name, heights, tuple((places[name], wrapped(name, 30)) for name in names))
+    heights = {n: places[str(v)] + step * (n * 0.618034 % 1 - 0.5) for n, v in chosen.items()}
+    return _Axis(decision.name, heights, tuple((places[name], wrapped(name, 30)) for name in names), absent)
 
 
 def _lines(group: list[int], axes: list[_Axis], colour: str, width: float, opacity: float) -> go.Scatter:
