@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -132,10 +133,10 @@ def engine(config: RunConfig, place: RunFolder, here: World) -> Engine:
         UserError: Ray is asked for and not installed.
     """
     if config.engine.name == "ray":
-        try:
-            from kdsearch.runs.engines.ray import RayEngine
-        except ImportError:
-            raise UserError("engine.name: ray is not installed; pip install 'kdsearch[ray]'") from None
+        if find_spec("ray") is None:
+            raise UserError("engine.name: ray is not installed; pip install 'kdsearch[ray]'")
+        from kdsearch.runs.engines.ray import RayEngine
+
         return RayEngine(partial(runner, str(place.path)), config.engine)
     devices = workers(config)
     if len(devices) == 1:

@@ -139,10 +139,16 @@ class PrunerConfig(Section):
 
 
 class FinalsConfig(Section):
-    """The last comparison: this many recipes beside the baselines, each under this many seeds."""
+    """The last comparison: `recipes` beside the baselines, each under `seeds` seeds.
+
+    One score of one seed is a poor judge of close recipes, so twice as many `candidates` first run under `first` seeds,
+    and the best of them under the rest.
+    """
 
     recipes: int = Field(3, ge=1)
     seeds: int = Field(5, ge=1)
+    candidates: int | None = Field(None, ge=1)
+    first: int = Field(2, ge=1)
 
 
 class LimitsConfig(Section):

@@ -23,6 +23,8 @@ from kdsearch.runs.metrics import evaluate
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
 
+Entry = tuple[Recipe, str, int | None]  # a recipe, its role, the search trial it comes from
+
 
 @dataclass
 class Standing:
@@ -54,28 +56,32 @@ class Finals:
 
     def run(self, engine: Engine) -> list[Standing]:
         """Train finalists and baselines under every seed; then the winner's own student under both baselines."""
-        for zombie in self.ledger.close_zombies():
-            del zombie
-        wanted: list[tuple[Recipe, str, int | None]] = [
+        self.ledger.close_zombies()  # jobs are planned by what is finished, so that these are simply done again
+        settings = self.config.finals
+        baselines: list[Entry] = [
             (self.default.without_distillation(), "baseline:none", None),
             (self.default.plain_kd(), "baseline:kd", None),
         ]
-        wanted += [(recipe, "finalist", number) for recipe, number in self.finalists()]
-        self._train(wanted, engine)
+        candidates: list[Entry] = [(recipe, "finalist", number) for recipe, number in self.finalists()]
+        if len(candidates) > settings.recipes:
+            self._train(candidates, engine, min(settings.first, settings.seeds))
+            means = {standing.recipe: standing.mean for standing in self.standings()}
+            known = [entry for entry in candidates if entry[0] in means]
+            known.sort(key=lambda entry: means[entry[0]], reverse=self.ledger.primary == "maximize")
+            candidates = known[: settings.recipes]
+        self._train([*baselines, *candidates], engine, settings.seeds)
         winner = self.winner()
         if winner is not None:
             own = [
                 (winner.recipe.without_distillation(), "paired:none", None),
                 (winner.recipe.plain_kd(), "paired:kd", None),
             ]
-            self._train([entry for entry in own if self._uses_other_student(entry[0])], engine)
+            there = {s.recipe for s in self.standings() if not s.role.startswith("paired")}
+            self._train([entry for entry in own if entry[0] not in there], engine, settings.seeds)
         return self.standings()
 
-    def _uses_other_student(self, recipe: Recipe) -> bool:
-        return all(recipe != standing.recipe for standing in self.standings())
-
     def finalists(self) -> list[tuple[Recipe, int]]:
-        """The best distinct recipes of the search, best first, baselines left out."""
+        """The best distinct recipes of the search, best first, baselines left out: the candidates."""
         done = [t for t in self.search.trials(TrialState.COMPLETE) if "duplicate_of" not in t.user_attrs]
         ranked = sorted(done, key=lambda t: t.values[0], reverse=self.search.primary == "maximize")
         found: list[tuple[Recipe, int]] = []
@@ -84,9 +90,10 @@ class Finals:
             baseline = recipe in (self.default.without_distillation(), self.default.plain_kd())
             if recipe.distils and not baseline and all(recipe != other for other, _ in found):
                 found.append((recipe, trial.number))
-        return found[: self.config.finals.recipes]
+        settings = self.config.finals
+        return found[: settings.candidates or 2 * settings.recipes]
 
-    def _train(self, wanted: Iterable[tuple[Recipe, str, int | None]], engine: Engine) -> None:
+    def _train(self, wanted: Iterable[Entry], engine: Engine, seeds: int) -> None:
         done = {
             (t.user_attrs["hash"], t.user_attrs["seed"])
             for t in self.ledger.trials()
@@ -94,7 +101,7 @@ class Finals:
         }
         self._queue = [
             (recipe, role, source, k)
-            for k in range(self.config.finals.seeds)
+            for k in range(seeds)
             for recipe, role, source in wanted
             if (recipe.hash, k) not in done
         ]
@@ -145,7 +152,9 @@ class Finals:
 
     def winner(self) -> Standing | None:
         """The distilled recipe with the best mean on validation, plain KD among them; None before any has finished."""
-        return next((s for s in self.standings() if not s.role.endswith(":none")), None)
+        confirmed = [s for s in self.standings() if not s.role.endswith(":none")]
+        most = max((len(s.validation) for s in confirmed), default=0)
+        return next((s for s in confirmed if len(s.validation) == most), None)
 
     def test(self, world: World) -> None:
         """Evaluate winner and baselines on the test split, once; a later call counts how often test has been seen."""

@@ -130,6 +130,8 @@ class Run:
         say.line(f"teacher {here.teacher.name}: {here.teacher.spec.parameters:,} parameters"
                  + (f", validation {self.config.metric} {score:.4f}" if score is not None else ""))  # fmt: skip
         given = teacher_module is not None or data is not None
+        if given and self.config.engine.name != "local":
+            say.line("objects of your own stay in this process: trials run here, not on Ray")
         engine: Engine = (
             LocalEngine(Runner(here, assemble.ladder(self.config), self.path))
             if given

@@ -137,9 +137,9 @@ def _trained(
         except (UserError, ValueError, KeyError):
             log.warning("the stored teacher %s is damaged; it is trained again", path.name)
     world = World(data, None, mine, cache, config.metric, config.seed)
-    done = distil(
-        recipe, world, Seeds.search(config.seed), checkpoint=cache / "teacher" / f"{key}.pt", progress=progress
-    )
+    state = cache / "teacher" / f"{key}.pt"
+    with threads(data.device, data.input_shape[-1]):
+        done = distil(recipe, world, Seeds.search(config.seed), checkpoint=state, progress=progress)
     models.save(done.trained.module, path)
     partial = meta.with_suffix(".partial")
     partial.write_text(json.dumps({"seconds": done.seconds, "metrics": done.trained.metrics}))

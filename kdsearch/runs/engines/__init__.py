@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from kdsearch.runs.jobs import Failure, Job, RungResult
@@ -12,7 +11,7 @@ class Desk(Protocol):
     """What an engine sees of the driver: where jobs come from and where their results go."""
 
     def propose(self) -> Job | None:
-        """The next job; None when there is none at present (`waiting`) or any more."""
+        """The next job. None means: ask again while jobs are under way; once none are, there is no more."""
 
     def record(self, job: Job, result: RungResult) -> bool:
         """Keep a result; True when the job is to go on with its next rung."""
@@ -27,13 +26,3 @@ class Engine(Protocol):
     def serve(self, desk: Desk) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Queue:
-    """A desk over a fixed list of jobs: the finalists."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self.jobs = list(jobs)
-
-    def propose(self) -> Job | None:
-        return self.jobs.pop(0) if self.jobs else None

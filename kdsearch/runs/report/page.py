@@ -122,7 +122,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"mean": mean_text, "signed": _signed, "duration": duration, "clock": clock, "plot": _plot}
+    made.filters |= {"mean": mean_text, "signed": _signed, "duration": duration, "clock": clock, "plot": embedded}
     made.filters |= {"count": _count, "quoted": shlex.quote, "plural": plural, "tau": tau_text}
     return made
 
@@ -136,7 +136,7 @@ def _count(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _plot(panel: Panel) -> Markup:
+def embedded(panel: Panel) -> Markup:
     """A figure as JSON that may stand inside a script element."""
     assert panel.figure is not None
     text = panel.figure.to_json()
