@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from runs.tiny import TINY, invoke
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
