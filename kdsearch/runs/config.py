@@ -310,13 +310,14 @@ def write(config: RunConfig, path: Path) -> None:
     """The resolved config as YAML: every value spelt out, the space with all its ranges, no password."""
     data = config.model_dump(mode="json")
     data["space"] = SearchSpace.from_dict(config.space).to_dict()
-    data["study"]["storage"] = without_password(data["study"]["storage"])
+    if config.study.storage is not None:
+        data["study"]["storage"] = without_password(config.study.storage)
     path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
-def without_password(url: str | None) -> str | None:
-    """A storage URL that may be shown: the password becomes `***`."""
-    return None if url is None else re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", url)
+def without_password(text: str) -> str:
+    """A text that may be shown: passwords in URLs become `***`."""
+    return re.sub(r"(://[^:/@\s]+):[^@\s]*@", r"\1:***@", text)
 
 
 def storage_url(config: RunConfig, folder: Path) -> str:

@@ -16,7 +16,7 @@ from kdsearch.runs.distil import distil
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.offline import plan_supply
 from kdsearch.runs.progress import clock
-from kdsearch.runs.settings import Seeds, pick_device
+from kdsearch.runs.settings import Seeds, pick_device, threads
 from kdsearch.runs.teacher import untrained
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Recipe
@@ -83,7 +83,8 @@ def _step_seconds(recipe: Recipe, teacher: TeacherModel, config: RunConfig) -> f
     with tempfile.TemporaryDirectory() as folder:
         world = World(data, teacher, replace(settings, epochs=1), Path(folder), config.metric, config.seed)
         share = min(1.0, (TIMED_STEPS + 1) * settings.batch_size / len(data.train))
-        distil(recipe, world, Seeds.search(config.seed), Fidelity("warm-up", data=share / 2))
-        began = time.perf_counter()
-        done = distil(recipe, world, Seeds.search(config.seed), Fidelity("timing", data=share))
-        return (time.perf_counter() - began) / max(done.trained.steps, 1)
+        with threads(device, data.input_shape[-1]):
+            distil(recipe, world, Seeds.search(config.seed), Fidelity("warm-up", data=share / 2))
+            began = time.perf_counter()
+            done = distil(recipe, world, Seeds.search(config.seed), Fidelity("timing", data=share))
+            return (time.perf_counter() - began) / max(done.trained.steps, 1)

@@ -42,7 +42,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
         raise
     except Exception as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"study.storage: {without_password(url)} cannot be opened: {line}") from None
+        raise UserError(without_password(f"study.storage: {url} cannot be opened: {line}")) from None
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -67,7 +67,6 @@ class Ledger:
         Raises:
             UserError: the storage cannot be opened or holds something else under this name.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         options = dict(config.searcher.options)
         takes = searchers.SEARCHERS[config.searcher.name].objects
         options |= {key: value for key, value in (knowledge or {}).items() if key in takes and key not in options}
@@ -161,6 +160,8 @@ def _study(
     config: RunConfig, folder: Path, name: str, directions: list[Direction], sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
     storage = open_storage(storage_url(config, folder))
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # "using an existing study" is no news here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
@@ -171,6 +172,8 @@ def _study(
         except Exception as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"study: {name!r} cannot be opened: {line}") from None
+        finally:
+            optuna.logging.set_verbosity(before)
     if existing != directions:
         raise UserError(
             f"study.name: {name!r} exists with other objectives ({', '.join(existing)}); choose another name"

@@ -51,7 +51,7 @@ def write_recipe(run: Run, winner: Standing, path: Path) -> None:
         "recipe": winner.recipe.to_dict(),
         "provenance": {
             "run": run.path.name,
-            "study": without_password(run.config.study.storage) or "study.db",
+            "study": without_password(run.config.study.storage or "study.db"),
             "trial": winner.source,
             "equation": winner.recipe.equation(),
             "hash": winner.recipe.hash,

@@ -88,4 +88,4 @@ def plural(kind: str, count: int) -> str:
 
 def public(text: str) -> str:
     """A recorded message as it may be shown: any URL in it without its password."""
-    return re.sub(r"\S+://\S+", lambda match: str(without_password(match[0])), text)
+    return re.sub(r"\S+://\S+", lambda match: without_password(match[0]), text)

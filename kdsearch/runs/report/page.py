@@ -57,7 +57,7 @@ def page(run: Run) -> str:
         "test_seen": int(run.finals_ledger.study.user_attrs.get("test_seen", 0)),
         "environment": environment(run),
         "resolved": resolved(run.config),
-        "storage": without_password(run.config.study.storage) or "study.db in the run's folder",
+        "storage": without_password(run.config.study.storage or "study.db in the run's folder"),
         "panels": {panel.key: panel for panel in panels(run, rows, pairs)},
         "plotly": Markup(_plotly()),
     }
@@ -108,7 +108,7 @@ def environment(run: Run) -> dict[str, Any]:
 def resolved(config: RunConfig) -> str:
     """The config as YAML, without a password."""
     data = config.model_dump(mode="json")
-    data["study"]["storage"] = without_password(data["study"]["storage"])
+    data["study"]["storage"] = without_password(data["study"]["storage"] or "study.db")
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 

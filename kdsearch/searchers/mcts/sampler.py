@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import threading
 from collections.abc import Mapping
@@ -58,12 +59,12 @@ class MCTSSampler(BaseSampler):
     ) -> None:
         self.options = MCTS(**options)
         self.seed = secrets.randbits(63) if seed is None else seed
-        self._defaults = dict(defaults or {})
-        self._priors = {name: dict(weights) for name, weights in (priors or {}).items()}
+        self._defaults = _mapping("defaults", defaults)
+        self._priors = {name: _mapping(f"priors[{name!r}]", w) for name, w in _mapping("priors", priors).items()}
         for name, weights in self._priors.items():
-            wrong = [w for w in weights.values() if not w >= 0]
-            if wrong:
-                raise ValueError(f"priors[{name!r}]: a weight must be at least 0, not {wrong[0]!r}")
+            for weight in weights.values():
+                if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                    raise ValueError(f"priors[{name!r}]: a weight must be a finite number from 0, not {weight!r}")
         self._forget()
 
     def _forget(self) -> None:
@@ -160,6 +161,12 @@ class MCTSSampler(BaseSampler):
         if weights is None or not isinstance(distribution, CategoricalDistribution):
             return None
         return lambda value: weights.get(distribution.choices[int(value)], 1.0)
+
+
+def _mapping(what: str, value: object) -> dict[Any, Any]:
+    if value is None or isinstance(value, Mapping):
+        return dict(value or {})
+    raise ValueError(f"{what} must be a mapping, not {value!r}")
 
 
 def _same(a: FrozenTrial, b: FrozenTrial) -> bool:
