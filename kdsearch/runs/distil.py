@@ -106,7 +106,7 @@ def _prepare(
         fidelity,
         learners,
         fixed,
-        checkpoint=checkpoint,
+        state_file=checkpoint,
         progress=progress,
         metric=world.metric,
     )

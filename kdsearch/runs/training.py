@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import Batch, Need, Signals, Stage, View
 from kdsearch.kd_methods.strategy import AVERAGE, PEERS, SELF
+from kdsearch.runs import checkpoint
 from kdsearch.runs.data import Data, Step
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.metrics import evaluate
@@ -70,13 +71,13 @@ class Training:
         learners: list[Learner],
         fixed: dict[str, FixedTeacher],
         *,
-        checkpoint: Path | None = None,
+        state_file: Path | None = None,
         progress: Callable[[int, int, float], None] | None = None,
         metric: str = "accuracy",
     ) -> None:
         self.recipe, self.data, self.settings, self.seeds = recipe, data, settings, seeds
         self.learners, self.fixed = learners, fixed
-        self.checkpoint, self.progress, self.metric = checkpoint, progress, metric
+        self.state_file, self.progress, self.metric = state_file, progress, metric
         self.student = learners[0]
         self.device = data.device
         self.objective = self.student.objective
@@ -127,7 +128,7 @@ class Training:
         """
         every = max(1, round(self.settings.epochs / max(self.settings.evaluations, 1)))
         began = saved = time.perf_counter()
-        resumed = self._restore()
+        resumed = checkpoint.restore(self)
         chunks = 1
         first = 0
         for index, (stage, owner) in enumerate(self.stages):
@@ -145,14 +146,14 @@ class Training:
                     if self.progress is not None:
                         self.progress(self.done, self.epochs, self.curve[-1][1])
                 now = time.perf_counter()
-                if self.checkpoint is not None and now - saved > self.settings.checkpoint_seconds:
-                    self._save(self.spent + now - began)
+                if self.state_file is not None and now - saved > self.settings.checkpoint_seconds:
+                    checkpoint.save(self, self.spent + now - began)
                     saved = now
             first += epochs
         metrics = evaluate(self._kept(), self.data.validation)
         seconds = self.spent + time.perf_counter() - began
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
+        if self.state_file is not None:
+            self.state_file.unlink(missing_ok=True)
         for learner in self.learners:
             learner.network.close()
         kept = self._kept()
@@ -366,48 +367,6 @@ class Training:
         bad = [name for name, value in self.losses.items() if not math.isfinite(value.item())]
         if bad:
             raise TrialFailure("non-finite", f"{', '.join(bad)} is not finite in epoch {self.done} of {self.epochs}")
-
-    def _save(self, seconds: float) -> None:
-        assert self.checkpoint is not None
-        state = {
-            "recipe": self.recipe.hash,
-            "done": self.done,
-            "steps": self.steps,
-            "seconds": seconds,
-            "curve": self.curve,
-            "generator": self.generator.get_state(),
-            "losses": self.losses,
-            "counts": self.counts,
-            "modules": [learner.network.module.state_dict() for learner in self.learners],
-            "parts": [learner.objective.parts.state_dict() for learner in self.learners],
-            "optimizers": [learner.optimizer.state_dict() for learner in self.learners],
-            "average": self.average.module.state_dict() if self.average is not None else {},
-        }
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
-
-    def _restore(self) -> dict[str, Any] | None:
-        """Pick up where a killed process stopped. A state of another recipe, or a torn one, is left aside."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except Exception:
-            return None
-        if state.get("recipe") != self.recipe.hash:
-            return None
-        for k, learner in enumerate(self.learners):
-            learner.network.module.load_state_dict(state["modules"][k])
-            learner.objective.parts.load_state_dict(state["parts"][k])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-        self.generator.set_state(state["generator"].cpu())
-        self.done, self.steps, self.spent = state["done"], state["steps"], state["seconds"]
-        self.curve = [tuple(point) for point in state["curve"]]
-        self.losses, self.counts = state["losses"], state["counts"]
-        return state
 
 
 def _chunks(step: Step, chunks: int) -> list[Step]:

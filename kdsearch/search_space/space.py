@@ -8,21 +8,22 @@ list of options depends on an earlier answer; a question is simply not asked whe
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod, Need
-from kdsearch.parameters import Choices, Declared, FloatRange, IntRange, Parameter, Value
-from kdsearch.registry import Registry, nearest
-from kdsearch.search_space.narrowing import count, fixed, narrow, suggest
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, Need
+from kdsearch.parameters import Choices, FloatRange, IntRange, Parameter, Value
+from kdsearch.registry import nearest
+from kdsearch.search_space.counting import Counter
+from kdsearch.search_space.narrowing import fixed, suggest
 from kdsearch.search_space.pairing import PAIRINGS
+from kdsearch.search_space.reading import NONE, narrowed, read_slot, written
 from kdsearch.search_space.recipe import NEUTRAL, Node, Recipe
 from kdsearch.search_space.students.family import STUDENTS
-from kdsearch.search_space.students.transforms import TRANSFORMS
 
 Choose = Callable[[str, Parameter], Value]
-NONE = "none"
 STAGED = frozenset({Need.FEATURES, Need.PREACT})
 DEFAULT_CE = FloatRange(1.0, 0.1, 1.0, log=True, domain=(0.0, float("inf")))
 
@@ -63,33 +64,28 @@ class SearchSpace:
         problems += [f"space has no slot {key!r}; {nearest(key, known)}" for key in data if key not in known]
         options: dict[str, dict[str, dict[str, Parameter]]] = {}
         for slot in ("student", "transform", *LOSS_SLOTS, *NEUTRAL):
-            table = _table(slot)
-            entries = data.get(slot)
-            if entries is None:
-                entries = _defaults(slot)
-            options[slot] = _read_slot(slot, entries, table, problems)
-        ce = _narrowed(
-            DEFAULT_CE,
-            data.get("ce", {}).get("weight") if isinstance(data.get("ce", {}), Mapping) else 0,
-            "space.ce.weight",
-            problems,
-        )
-        pairing = _narrowed(Choices(PAIRINGS[0], PAIRINGS), data.get("pairing"), "space.pairing", problems)
+            options[slot] = read_slot(slot, data.get(slot), problems)
+        ce = data.get("ce") or {}
+        if not isinstance(ce, Mapping) or set(ce) - {"weight"}:
+            problems.append(f"space.ce holds only a weight, such as {{weight: [0.1, 1]}}, not {ce!r}")
+            ce = {}
+        weight = narrowed(DEFAULT_CE, ce.get("weight"), "space.ce.weight", problems)
+        pairing = narrowed(Choices(PAIRINGS[0], PAIRINGS), data.get("pairing"), "space.pairing", problems)
         max_terms = data.get("max_terms", 3)
         if max_terms not in (1, 2, 3, 4):
             problems.append(f"space.max_terms must be 1 to 4, not {max_terms!r}")
         if problems:
             raise ValueError("\n".join(problems))
-        return SearchSpace(options, ce_weight=ce, pairing=pairing, max_terms=max_terms)
+        return SearchSpace(options, ce_weight=weight, pairing=pairing, max_terms=max_terms)
 
     def to_dict(self) -> dict[str, Any]:
         """The space as plain data, every range spelt out; `from_dict` reads it back."""
         out: dict[str, Any] = {
-            slot: {name: {key: _written(p) for key, p in hyper.items()} for name, hyper in entries.items()}
+            slot: {name: {key: written(p) for key, p in hyper.items()} for name, hyper in entries.items()}
             for slot, entries in self.options.items()
         }
-        out["ce"] = {"weight": _written(self.ce_weight)}
-        out["pairing"] = _written(self.pairing)
+        out["ce"] = {"weight": written(self.ce_weight)}
+        out["pairing"] = written(self.pairing)
         out["max_terms"] = self.max_terms
         return out
 
@@ -216,7 +212,7 @@ class SearchSpace:
 
     def size(self) -> tuple[int, int]:
         """Number of distinct discrete structures, and the largest number of continuous decisions in one of them."""
-        return _Counter(self).result()
+        return Counter(self).result()
 
     def describe(self) -> str:
         """The tree as indented text: every slot, its options, and their ranges."""
@@ -233,58 +229,6 @@ class SearchSpace:
             f"at most {self.max_terms} terms"
         )
         return "\n".join(lines)
-
-
-class _Counter:
-    """Walks every branch once, multiplying what is left open below."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
-
-    def result(self) -> tuple[int, int]:
-        total, deepest = 0, 0
-        stack: list[tuple[str, ...]] = [()]
-        while stack:
-            prefix = stack.pop()
-            branch, structures, continuous = self._follow(prefix)
-            if branch is None:
-                total += structures
-                deepest = max(deepest, continuous)
-            else:
-                stack.extend((*prefix, str(option)) for option in branch)
-        return total, deepest
-
-    def _follow(self, prefix: tuple[str, ...]) -> tuple[tuple[Value, ...] | None, int, int]:
-        """Replay the structural answers of a prefix; stop at the first new one and give its options."""
-        answers = iter(prefix)
-        structures, continuous = 1, 0
-
-        class Branch(Exception):
-            pass
-
-        found: list[tuple[Value, ...]] = []
-
-        def choose(name: str, parameter: Parameter) -> Value:
-            nonlocal structures, continuous
-            if "." not in name or name == "student.transform":
-                assert isinstance(parameter, Choices)
-                answer = next(answers, None)
-                if answer is None:
-                    found.append(parameter.searched or parameter.options)
-                    raise Branch
-                return answer
-            number = count(parameter)
-            if number is None:
-                continuous += 1
-            else:
-                structures *= number
-            return parameter.default
-
-        try:
-            self.space.walk(choose)
-        except Branch:
-            return found[0], 0, 0
-        return None, structures, continuous
 
 
 def _answering(answers: Mapping[str, Value]) -> Choose:
@@ -317,8 +261,6 @@ def _draw(parameter: Parameter, generator: random.Random) -> Value:
     if isinstance(parameter, Choices):
         return generator.choice(parameter.searched or parameter.options)
     if parameter.log:
-        import math
-
         value = math.exp(generator.uniform(math.log(parameter.low), math.log(parameter.high)))
     else:
         value = generator.uniform(parameter.low, parameter.high)
@@ -329,84 +271,3 @@ def _draw(parameter: Parameter, generator: random.Random) -> Value:
             else round(value)
         )
     return min(max(value, parameter.low), parameter.high)
-
-
-def _table(slot: str) -> Registry[Any]:
-    return {"student": STUDENTS, "transform": TRANSFORMS}.get(slot, METHODS)  # type: ignore[return-value]
-
-
-def _defaults(slot: str) -> list[str]:
-    if slot == "student":
-        return [cls.name for cls in STUDENTS if cls.name != "timm"]  # timm needs a list of model names first
-    if slot == "transform":
-        return [NONE]
-    names = [cls.name for cls in METHODS if cls.slot == slot]
-    if slot in LOSS_SLOTS:
-        return [NONE, *names]
-    return sorted(names, key=lambda name: name != NEUTRAL[slot])
-
-
-def _read_slot(slot: str, entries: Any, table: Registry[Any], problems: list[str]) -> dict[str, dict[str, Parameter]]:
-    where = f"space.{slot}"
-    if isinstance(entries, str):
-        entries = [entries]
-    if isinstance(entries, list):
-        entries = {name: {} for name in entries}
-    if not isinstance(entries, Mapping) or not entries:
-        problems.append(f"{where} must list names or map them to ranges, not {entries!r}")
-        return {}
-    out: dict[str, dict[str, Parameter]] = {}
-    optional = slot in LOSS_SLOTS
-    for name, narrowed in entries.items():
-        if optional and name == NONE:
-            out[NONE] = {}
-            continue
-        try:
-            cls: type[Declared] = table[name]
-        except ValueError as error:
-            problems.append(f"{where}: {error}")
-            continue
-        if issubclass(cls, KDMethod) and cls.slot != slot:
-            options = ", ".join(m.name for m in METHODS if m.slot == slot)
-            problems.append(f"{where}: {name!r} is a {cls.slot} method; {slot} takes {options}")
-            continue
-        out[name] = _read_hyper(f"{where}.{name}", cls, narrowed or {}, problems)
-    if optional and NONE not in out and isinstance(entries, Mapping):
-        # A loss slot without "none" would force a term into every recipe, baselines included.
-        out = {NONE: {}, **out}
-    return out
-
-
-def _read_hyper(where: str, cls: type[Declared], narrowed: Any, problems: list[str]) -> dict[str, Parameter]:
-    if not isinstance(narrowed, Mapping):
-        problems.append(f"{where} must map hyper-parameters to values or ranges, not {narrowed!r}")
-        return {}
-    for key in narrowed:
-        if key not in cls.parameters:
-            problems.append(f"{where} has no hyper-parameter {key!r}; {nearest(key, cls.parameters)}")
-    return {
-        key: _narrowed(parameter, narrowed.get(key), f"{where}.{key}", problems)
-        for key, parameter in cls.parameters.items()
-    }
-
-
-def _narrowed(parameter: Parameter, entry: Any, where: str, problems: list[str]) -> Parameter:
-    if entry is None:
-        return parameter
-    try:
-        return narrow(parameter, entry, where)
-    except ValueError as error:
-        problems.append(str(error))
-        return parameter
-
-
-def _written(parameter: Parameter) -> Any:
-    if isinstance(parameter, Choices):
-        options = list(parameter.searched or parameter.options)
-        if len(options) == 1:
-            return options[0]
-        numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
-        return {"values": options} if numeric else options
-    if parameter.low == parameter.high:
-        return parameter.low
-    return {"low": parameter.low, "high": parameter.high, "log": parameter.log}

@@ -47,7 +47,7 @@ class TPE(Searcher):
     name = "tpe"
     title = "Tree-structured Parzen estimator, multivariate and grouped"
     source = "Bergstra et al., NeurIPS 2011; Falkner et al., ICML 2018; optuna.samplers.TPESampler"
-    models = "every value: each set of decisions that occur together by a model of its own, from as few trials as took them"
+    models = "every value: each set of decisions that occur together has its model, from the trials that took them"
 
     n_startup_trials: int = Int(10, low=5, high=50, doc="random trials before the model is used")
     n_ei_candidates: int = Int(24, low=8, high=128, domain=(1, 1e6), doc="candidates drawn per proposal")
@@ -78,7 +78,7 @@ class NSGA2(Searcher):
     name = "nsga2"
     title = "Non-dominated sorting genetic algorithm II"
     source = "Deb et al., IEEE Transactions on Evolutionary Computation 2002; optuna.samplers.NSGAIISampler"
-    models = "about a quarter of the values (27 % in the default space): what both parents' branches share; the rest is random"
+    models = "a quarter of the values (27 % in the default space): what the parents' branches share; the rest is random"
 
     population_size: int = Int(50, low=10, high=200, domain=(2, 1e6), doc="trials a generation; the first is random")
     crossover_prob: float = Float(0.9, low=0.5, high=1, domain=(0, 1), doc="share of children with two parents")
@@ -103,7 +103,7 @@ class GP(Searcher):
     name = "gp"
     title = "Bayesian optimisation with a Gaussian process"
     source = "Snoek et al., NeurIPS 2012; optuna.samplers.GPSampler"
-    models = "about a third of the values (32 % in the default space): decisions that every trial takes; the rest is random"
+    models = "a third of the values (32 % in the default space): decisions that every trial takes; the rest is random"
 
     n_startup_trials: int = Int(10, low=5, high=50, doc="random trials before the model is used")
     deterministic_objective: bool = Flag(False, doc="take the scores as free of noise")

@@ -12,18 +12,13 @@ from kdsearch import searchers
 suite = pytest.importorskip("optuna.testing.pytest_samplers")
 
 
-@pytest.fixture
-def sampler() -> Callable[[], BaseSampler]:
-    return lambda: searchers.create("mcts", seed=0)
-
-
-class TestBasics(suite.BasicSamplerTestCase):  # type: ignore[misc, name-defined]
+class TestBasics(suite.BasicSamplerTestCase):  # type: ignore[name-defined]
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: searchers.create("mcts", seed=0)
 
 
-class TestSeveralObjectives(suite.MultiObjectiveSamplerTestCase):  # type: ignore[misc, name-defined]
+class TestSeveralObjectives(suite.MultiObjectiveSamplerTestCase):  # type: ignore[name-defined]
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: searchers.create("mcts", seed=0)

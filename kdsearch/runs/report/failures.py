@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
 
-from kdsearch.runs.report.outcomes import public
+from kdsearch.runs.config import without_password
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run
@@ -61,5 +61,9 @@ def _examples(trials: list[tuple[str, FrozenTrial]]) -> list[Example]:
         where, trial = trials[kinds.index(kind)]
         failure = trial.user_attrs["failure"]
         equation = str(trial.user_attrs.get("equation", ""))
-        examples.append(Example(where, equation, public(failure["message"]), public(failure.get("trace", "")), count))
+        examples.append(
+            Example(
+                where, equation, without_password(failure["message"]), without_password(failure.get("trace", "")), count
+            )
+        )
     return examples

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch.runs.config import without_password
 from kdsearch.runs.ledger import RUNG, Ledger
 
 COMPLETE, BASELINE, STOPPED, FAILED, DUPLICATE, RUNNING = (
@@ -84,8 +82,3 @@ def rung_score(trial: FrozenTrial, name: str) -> float | None:
 def plural(kind: str, count: int) -> str:
     """A kind as it follows its number."""
     return f"{kind}s" if count > 1 and kind in (BASELINE, DUPLICATE) else kind
-
-
-def public(text: str) -> str:
-    """A recorded message as it may be shown: any URL in it without its password."""
-    return re.sub(r"\S+://\S+", lambda match: without_password(match[0]), text)

@@ -23,7 +23,7 @@ from kdsearch.runs.report.failures import failures
 from kdsearch.runs.report.figures.rungs import duration
 from kdsearch.runs.report.headline import headline, search_baselines
 from kdsearch.runs.report.notes import notes
-from kdsearch.runs.report.outcomes import KINDS, outcomes, plural, public
+from kdsearch.runs.report.outcomes import KINDS, outcomes, plural
 from kdsearch.runs.report.tables import finals_rows, mean_text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def page(run: Run) -> str:
         "notes": found[:SHOWN_NOTES],
         "more_notes": len(found) - SHOWN_NOTES,
         "failures": failures(run),
-        "warnings": [public(str(attributes[key])) for key in sorted(attributes) if key.startswith("warning")],
+        "warnings": [without_password(str(attributes[key])) for key in sorted(attributes) if key.startswith("warning")],
         "phases": attributes.get("phases", {}),
         "test_seen": int(run.finals_ledger.study.user_attrs.get("test_seen", 0)),
         "environment": environment(run),
@@ -107,9 +107,9 @@ def environment(run: Run) -> dict[str, Any]:
 
 def resolved(config: RunConfig) -> str:
     """The config as YAML, without a password."""
-    data = config.model_dump(mode="json")
-    data["study"]["storage"] = without_password(data["study"]["storage"] or "study.db")
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    # Wide, so that no URL is broken over two lines, where its password would not be known for one.
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=10**6)
+    return without_password(text)
 
 
 @cache

@@ -26,23 +26,44 @@ LABELS = {
 def finals_rows(run: Run) -> list[dict[str, Any]]:
     """One row per recipe of the finals: the baselines, then the finalists, best first. Plain data that JSON takes.
 
-    `best` marks the winner, which is plain KD where no finalist beats it. Each split's entry (`validation`; `test` is
-    None where it was not looked at) holds mean, spread, half_width of the 95 % interval and the scores by seed, and in
-    `over_none` and `over_kd` the paired difference, in the metric's own sign, to the same student and optimiser without
-    distillation and under plain KD; None where the finals have no such row, or where it is the row itself.
+    `best` marks the winner, which is plain KD where no finalist beats it; `candidate` marks what was given up after its
+    first seeds. Each split's entry (`validation`; `test` is None where it was not looked at) holds mean, spread,
+    half_width of the 95 % interval and the scores by seed, and in `over_none` and `over_kd` the paired difference, in
+    the metric's own sign, to the same student and optimiser without distillation and under plain KD; None where the
+    finals have no such row, or where it is the row itself.
     """
     found = _by_recipe(run)
     scores = {key: _scores(run, trials) for key, trials in found.items()}
-    winner = run.finals.winner()
-    best = winner.recipe.hash if winner is not None else None
-    sign = 1 if run.finals_ledger.primary == "maximize" else -1
     roles = {key: trials[0].user_attrs["role"] for key, trials in found.items()}
+    sign = 1 if run.finals_ledger.primary == "maximize" else -1
     ranked = [key for key in found if roles[key] == "finalist"]
-    ranked.sort(key=lambda key: sign * fmean(scores[key]["validation"].values()), reverse=True)
-    labels = {key: "best found" if key == best else f"finalist {place}" for place, key in enumerate(ranked, 1)}
-    others = sorted((key for key in found if key not in labels), key=lambda key: list(LABELS).index(roles[key]))
-    labels |= {key: LABELS[roles[key]] for key in others}
-    return [_row(key, found[key], labels[key], key == best, scores) for key in (*others, *ranked)]
+    most = max((len(scores[key]["validation"]) for key in ranked), default=0)
+    candidates = {key for key in ranked if len(scores[key]["validation"]) < most}
+    # Over fewer seeds, a candidate's mean may not be compared with the others'.
+    ranked.sort(key=lambda key: (key in candidates, -sign * fmean(scores[key]["validation"].values())))
+    winner = run.finals.winner()
+    labels = _labels(ranked, candidates, roles, winner.recipe if winner is not None else None)
+    best = winner.recipe.hash if winner is not None else None
+    return [
+        {**_row(key, found[key], scores), "label": labels[key], "best": key == best, "candidate": key in candidates}
+        for key in labels
+    ]
+
+
+def _labels(ranked: list[str], candidates: set[str], roles: dict[str, str], winner: Recipe | None) -> dict[str, str]:
+    """What each recipe is called, in the order of the rows."""
+    own = {winner.without_distillation().hash, winner.plain_kd().hash} if winner is not None else set()
+    rest = sorted((key for key in roles if key not in ranked), key=lambda key: list(LABELS).index(roles[key]))
+    # The finals of a run that was resumed may hold the student of an earlier winner.
+    labels = {key: LABELS[roles[key]] for key in rest}
+    for key in rest:
+        if key not in own:
+            labels[key] = labels[key].replace("best student", "earlier student")
+    for place, key in enumerate(ranked, 1):
+        labels[key] = f"candidate {place}" if key in candidates else f"finalist {place}"
+    if winner is not None and winner.hash in ranked:
+        labels[winner.hash] = "best found"
+    return labels
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -68,16 +89,12 @@ def _scores(run: Run, trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
     }
 
 
-def _row(
-    key: str, trials: list[FrozenTrial], label: str, best: bool, scores: dict[str, dict[str, dict[int, float]]]
-) -> dict[str, Any]:
+def _row(key: str, trials: list[FrozenTrial], scores: dict[str, dict[str, dict[int, float]]]) -> dict[str, Any]:
     attributes = trials[0].user_attrs
     recipe = Recipe.from_dict(attributes["recipe"])
     finals = [t.user_attrs[RUNG + "final"] for t in trials]
     row: dict[str, Any] = {
         "role": attributes["role"],
-        "label": label,
-        "best": best,
         "equation": recipe.equation(),
         "student": student_text(recipe),
         "hash": key,

@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdsearch.runs.config import without_password
 from kdsearch.runs.report import outcomes as o
 from kdsearch.runs.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, Panel, blank, quantile, wrapped
 
@@ -130,7 +131,7 @@ def _hover(item: o.Outcome, metric: str) -> str:
         lines.append(f"{metric} {item.score:.4f} at {wrapped(str(item.rung))}")
     failure = item.trial.user_attrs.get("failure")
     if failure:
-        lines.append(wrapped(o.public(f"{failure['reason']}: {failure['message']}")[:240]))
+        lines.append(wrapped(without_password(f"{failure['reason']}: {failure['message']}")[:240]))
     elif item.kind == o.STOPPED and "pruned_at" in item.trial.user_attrs:
         lines.append(f"stopped after {wrapped(str(item.trial.user_attrs['pruned_at']))}")
     if "duplicate_of" in item.trial.user_attrs:

@@ -56,13 +56,22 @@ def importances(found: Table | None) -> dict[str, float]:
         return {}
     # A study of the slots in place of the search's own: there, a branch that a trial did not enter has no parameters,
     # and Optuna compares only those that all trials have.
-    study = optuna.create_study()
+    study = _quiet_study()
     spaces = {d.name: _distribution(d) for d in shared}
     for number, score in found.scores.items():
         params = {d.name: d.values[number] for d in shared}
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+
+
+def _quiet_study() -> optuna.Study:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # that a study was made is no news to a reader
+    try:
+        return optuna.create_study()
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _distribution(decision: Decision) -> BaseDistribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import plotly.graph_objects as go
@@ -9,16 +10,14 @@ import plotly.graph_objects as go
 from kdsearch.runs.report.figures.style import SCALE, Panel, blank, short
 from kdsearch.searchers import Node
 
-DEPTH, READABLE = 6, 160
+DEPTH, HEIGHT, ROW = 6, 740, 17  # a decision that would be lower than a row, in pixels, is left out
 
 
 def tree(root: Node) -> Panel:
     """An icicle from left to right: height is visits, colour the mean reward. A click on a decision goes into it."""
     if not root.visits:
         return Panel("tree", "The tree is empty: no trial has finished yet.")
-    least = 1
-    while sum(1 for _ in _kept(root, least)) > READABLE:
-        least += 1
+    least = max(1, math.ceil(root.visits * ROW / HEIGHT))
     ids, parents, labels, sizes, colours, hover = [], [], [], [], [], []
     for key, parent, node in _kept(root, least):
         label = "all trials" if node.name is None else f"{node.name.rsplit('.', 1)[-1]}={short(node.value)}"
@@ -31,7 +30,7 @@ def tree(root: Node) -> Panel:
         sizes.append(node.visits)
         colours.append(node.reward or 0.0)
         hover.append(f"<b>{full}</b><br>visits: {node.visits}<br>mean reward: {reward}{busy}")
-    figure = blank(min(240 + 5 * len(ids), 760), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    figure = blank(max(240, min(HEIGHT, 40 + 40 * root.visits)), margin={"l": 8, "r": 8, "t": 8, "b": 8})
     # Labels that would have to shrink below this are left to the hover box.
     figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
     figure.add_trace(

@@ -1,0 +1,55 @@
+"""The state of a long training on disk: weights, optimiser, memory banks, generators, and how far it has come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from kdsearch.runs.training import Training
+
+
+def save(training: Training, seconds: float) -> None:
+    """Write the whole state; the file appears whole or not at all."""
+    assert training.state_file is not None
+    state = {
+        "recipe": training.recipe.hash,
+        "done": training.done,
+        "steps": training.steps,
+        "seconds": seconds,
+        "curve": training.curve,
+        "generator": training.generator.get_state(),
+        "losses": training.losses,
+        "counts": training.counts,
+        "modules": [learner.network.module.state_dict() for learner in training.learners],
+        "parts": [learner.objective.parts.state_dict() for learner in training.learners],
+        "optimizers": [learner.optimizer.state_dict() for learner in training.learners],
+        "average": training.average.module.state_dict() if training.average is not None else {},
+    }
+    training.state_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = training.state_file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(training.state_file)
+
+
+def restore(training: Training) -> dict[str, Any] | None:
+    """Pick up where a killed process stopped. A state of another recipe, or a torn one, is left aside."""
+    if training.state_file is None or not training.state_file.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(training.state_file, map_location=training.device, weights_only=True)
+    except Exception:
+        return None
+    if state.get("recipe") != training.recipe.hash:
+        return None
+    for k, learner in enumerate(training.learners):
+        learner.network.module.load_state_dict(state["modules"][k])
+        learner.objective.parts.load_state_dict(state["parts"][k])
+    if training.average is not None:
+        training.average.module.load_state_dict(state["average"])
+    training.generator.set_state(state["generator"].cpu())
+    training.done, training.steps, training.spent = state["done"], state["steps"], state["seconds"]
+    training.curve = [tuple(point) for point in state["curve"]]
+    training.losses, training.counts = state["losses"], state["counts"]
+    return state

@@ -1,0 +1,158 @@
+"""The rules by which a value is taken, on hand-made statistics."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from kdsearch.searchers.mcts import MCTS
+from kdsearch.searchers.mcts.domain import Domain
+from kdsearch.searchers.mcts.evidence import Arm, Evidence, State
+from kdsearch.searchers.mcts.selection import Question, allowed, best, choose, informed
+
+NOTHING = Evidence.of(np.zeros(0), np.zeros(0, dtype=np.int64), 1, [], 0.0)
+
+
+def evidence(**values: tuple[int, float]) -> Evidence:
+    """Of v0=(visits, mean), v1=..."""
+    keys = sorted(values, key=lambda k: float(k[1:]))
+    visits = np.array([values[k][0] for k in keys], dtype=float)
+    means = np.array([values[k][1] for k in keys])
+    return Evidence(np.array([float(k[1:]) for k in keys]), visits, visits * means)
+
+
+def ask(distribution: BaseDistribution, *arms: Arm, seed: int = 0, near: Evidence = NOTHING, **more: Any) -> float:
+    options = MCTS(**{key: more.pop(key) for key in list(more) if key in MCTS.parameters})
+    anywhere = more.pop("anywhere", near)
+    question = Question(Domain(distribution), {a.value: a for a in arms}, near, anywhere, **more)
+    return choose(question, options, Random(seed))
+
+
+def test_uct_is_the_published_formula() -> None:
+    arms = [Arm(0.0, 10, 6.0), Arm(1.0, 3, 1.2), Arm(2.0, 2, 1.1)]
+    scores = [a.total / a.visits + 0.5 * math.sqrt(math.log(15) / a.visits) for a in arms]
+    assert best(arms, 0.5, Random(0)) == float(np.argmax(scores))
+    assert best(arms, 0.0, Random(0)) == 0.0  # exploitation alone: the best mean
+
+
+def test_ties_are_broken_by_the_seed() -> None:
+    arms = [Arm(float(k), 2, 1.0) for k in range(4)]
+    assert {best(arms, 1.0, Random(seed)) for seed in range(40)} == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_untried_choices_come_first_in_random_order() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    taken = {ask(abc, Arm(0.0, 5, 5.0), near=evidence(v0=(5, 1.0)), seed=seed) for seed in range(30)}
+    assert taken == {1.0, 2.0}
+
+
+def test_a_prior_orders_the_untried() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    weights = {0.0: 0.0, 1.0: 9.0, 2.0: 1.0}
+    taken = [ask(abc, seed=seed, weight=weights.get) for seed in range(200)]
+    assert taken.count(0.0) == 0
+    assert 160 < taken.count(1.0) < 195
+    assert ask(abc, seed=1, weight=lambda value: 0.0) in (0.0, 1.0, 2.0)
+
+
+def test_a_default_comes_first_until_somebody_tried_it() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    assert {ask(abc, first=2.0, seed=seed) for seed in range(9)} == {2.0}
+    x = FloatDistribution(0, 1)
+    assert ask(x, first=0.25) == 0.25
+    assert ask(x, first=0.25, near=evidence(**{"v0.25": (1, 0.5)})) != 0.25
+    assert ask(x, first=7.0) != 7.0  # outside the range
+
+
+def test_a_number_is_widened_with_its_visits() -> None:
+    x = FloatDistribution(0, 1)
+    options: dict[str, Any] = {"widening": 1.0, "growth": 0.5, "sharing": 0.0}
+    four = [Arm(0.1 * k, 4, 2.0) for k in range(4)]
+    assert allowed(four, MCTS(**options)) == 4
+    assert ask(x, *four, **options) in {a.value for a in four}
+    five = [*four[:3], Arm(0.3, 5, 2.0)]
+    assert allowed(five, MCTS(**options)) == 5
+    assert ask(x, *five, **options) not in {a.value for a in five}
+
+
+def test_a_walked_out_value_makes_room() -> None:
+    x = FloatDistribution(0, 1)
+    closed = [Arm(0.1 * k, 1, 1.0, State.CLOSED) for k in range(5)]
+    assert ask(x, *closed) not in {a.value for a in closed}
+    kinds = CategoricalDistribution(("a", "b"))
+    assert ask(kinds, Arm(0.0, 9, 9.0, State.CLOSED), Arm(1.0, 9, 0.0), near=evidence(v0=(9, 1), v1=(9, 0))) == 1.0
+    busy = (Arm(0.0, 1, 0.0, State.BUSY), Arm(1.0, 9, 9.0, State.CLOSED))
+    assert ask(kinds, *busy) == 0.0
+
+
+def test_a_full_grid_is_searched_again() -> None:
+    full = [Arm(float(k), 1, k / 20, State.CLOSED) for k in range(20)]
+    assert ask(IntDistribution(0, 19), *full, exploration=0.0) == 19.0
+
+
+def test_new_values_are_near_good_ones_or_anywhere() -> None:
+    x = FloatDistribution(0, 1)
+    near = evidence(**{"v0.2": (3, 0.1), "v0.5": (3, 0.2), "v0.8": (3, 0.9), "v0.9": (3, 0.3)})
+    drawn = [ask(x, near=near, seed=seed, prior_share=0.0, spread=0.02) for seed in range(50)]
+    assert all(abs(value - 0.8) < 0.1 for value in drawn)
+    drawn = [ask(x, near=near, seed=seed, prior_share=1.0) for seed in range(50)]
+    assert min(drawn) < 0.2
+    assert max(drawn) > 0.8
+
+
+def test_young_arms_borrow_and_old_ones_do_not_care() -> None:
+    elsewhere = evidence(v0=(21, 0.9))
+    young = informed(Arm(0.0, 1, 0.0), elsewhere, sharing=2.0)
+    mean_elsewhere = 0.9 * 21 / 20
+    assert (young.visits, young.total) == (3.0, pytest.approx(2 * mean_elsewhere))
+    assert informed(Arm(0.0, 21, 3.0), elsewhere, 2.0) == Arm(0.0, 21, 3.0)  # nothing but its own visits
+    assert informed(Arm(0.0, 1, 0.0), elsewhere, 0.0).visits == 1.0
+
+
+def test_values_unknown_nearby_go_by_what_they_did_anywhere() -> None:
+    kinds = CategoricalDistribution(("a", "b", "c"))
+    near = evidence(v0=(12, 0.6))
+    anywhere = evidence(v0=(20, 0.6), v1=(6, 0.1), v2=(6, 0.8))
+    assert ask(kinds, Arm(0.0, 12, 7.2), near=near, anywhere=anywhere) == 2.0
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        IntDistribution(3, 90, step=3),
+        IntDistribution(1, 1000, log=True),
+        FloatDistribution(-2.5, 2.5, step=0.1),
+        FloatDistribution(1e-4, 1e2, log=True),
+        FloatDistribution(-1, 1),
+    ],
+    ids=str,
+)
+def test_domain_places_and_values_agree(distribution: Any) -> None:
+    domain, rng = Domain(distribution), Random(0)
+    for _ in range(200):
+        value = domain.draw(rng)
+        assert distribution._contains(distribution.to_internal_repr(distribution.to_external_repr(value)))
+        assert domain.contains(value)
+        assert domain.at(domain.place(value)) == pytest.approx(value, rel=1e-9)
+        near = domain.near(value, 0.05, rng)
+        assert domain.contains(near)
+    if domain.size < 1000:
+        values = domain.values()
+        assert len(values) == len(set(values)) == domain.size
+        assert domain.untaken(values[0], set(values[:-1])) == values[-1]
+        with pytest.raises(ValueError, match="every value"):
+            domain.untaken(values[0], set(values))
+    assert not domain.contains(1e6)
+    inside = domain.within(np.array([distribution.low, distribution.high, 1e6]))
+    assert inside.tolist() == [True, True, False]
+
+
+def test_log_ranges_are_drawn_on_the_log_scale() -> None:
+    domain, rng = Domain(FloatDistribution(1e-4, 1.0, log=True)), Random(0)
+    drawn = [domain.draw(rng) for _ in range(400)]
+    assert 160 < sum(value < 1e-2 for value in drawn) < 240
