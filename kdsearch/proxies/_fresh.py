@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SCALE = re.compile(r"gamma|gain|alpha|scale|^ls\d*$|^weight$")
+"""Names of a block's own factor on its residual branch."""
 
 
 def fresh(module: nn.Module, seed: int, *, gaussian: bool) -> nn.Module:
-    """A copy in training mode, initialised anew under `seed`; the global random state is left alone.
+    """A copy on the CPU, initialised anew under `seed`; the global random state is left alone.
 
-    `gaussian` draws every weight of two dimensions and more from N(0, 1), as DisWOT does; otherwise the layers' own
-    initialisation runs. Normalisation scales are one and not zero: residual branches that start at zero would hide
-    from any score.
+    `gaussian` draws every weight of convolutions and linear layers from N(0, 1), as DisWOT does; otherwise the layers'
+    own initialisation runs. Scales of normalisation and of residual branches are one and not zero: branches that start
+    at zero would hide from any score. Batch normalisation uses the statistics of the batch; dropout and stochastic
+    depth are off, so that a score is a function of the seed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        out = copy.deepcopy(module).to("cpu").float()
+        out = copied(module).to("cpu").float()
         for layer in out.modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
                 reset()
+            else:
+                _draw_own(layer)
             if isinstance(layer, NORMS):
                 for name, value in (("weight", 1.0), ("bias", 0.0)):
                     parameter = getattr(layer, name, None)
@@ -35,4 +45,35 @@ def fresh(module: nn.Module, seed: int, *, gaussian: bool) -> nn.Module:
                     nn.init.normal_(layer.weight)
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
-    return out.requires_grad_(True).train()
+    return batch_statistics(out.requires_grad_(True))
+
+
+def batch_statistics(module: nn.Module) -> nn.Module:
+    """Evaluation mode, but for batch normalisation, which is in training mode."""
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, BATCH_NORMS):
+            layer.train()
+    return module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy without hooks: whoever listens to the original must not hear the copy."""
+    memo: dict[int, Any] = {}
+    for layer in module.modules():
+        for name in HOOKS:
+            hooks = getattr(layer, name, None)
+            if hooks:
+                memo[id(hooks)] = OrderedDict()
+    return copy.deepcopy(module, memo)
+
+
+def _draw_own(layer: nn.Module) -> None:
+    """Parameters that a module holds itself without saying how they start: tokens, positions, residual scales."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        if SCALE.search(name) and parameter.squeeze().ndim <= 1:
+            nn.init.ones_(parameter)
+        elif parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=0.02)
+        else:
+            nn.init.zeros_(parameter)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdsearch.kd_methods import Need
 from kdsearch.kd_methods.tap import Tap, probe
+from kdsearch.proxies._fresh import batch_statistics
 
 
 def last_map_and_gradient(model: nn.Module, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def last_map_and_gradient(model: nn.Module, images: Tensor, target: Tensor) -> t
     spec = probe(model, (images.shape[1], images.shape[2], images.shape[3]))
     if spec.classifier is None:
         raise ValueError("the model has no linear classifier, so it has no semantic similarity")
-    model.train()
+    batch_statistics(model)
     layer: Any = model.get_submodule(spec.classifier)
     with Tap(model, spec, frozenset({Need.LOGITS, Need.FEATURES}), [len(spec.stages) - 1]) as tap:
         signals = tap(images)

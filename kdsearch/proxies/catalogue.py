@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,7 +36,7 @@ class Proxy(Declared):
     ) -> float:
         """The score on one batch, images [B, C, H, W] (normalised) and target [B]. The batch is part of the definition.
 
-        Copies are scored, initialised anew under `seed`; nothing that is handed in changes. What is not a number
+        Copies are scored, initialised anew under `seed`; nothing that is handed in changes. What is not finite
         scores -inf.
 
         Raises:
@@ -44,7 +45,7 @@ class Proxy(Declared):
         if self.needs_teacher and teacher is None:
             raise ValueError(f"proxy {self.name!r} scores a pair and was given no teacher")
         value = self.measure(student, teacher, images, target, seed=seed)
-        return value if value == value else float("-inf")
+        return value if math.isfinite(value) else -math.inf
 
     def measure(
         self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from kdsearch.parameters import Choice
 from kdsearch.proxies.catalogue import Proxy, register
@@ -27,22 +28,28 @@ def relation_similarity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 def semantic_similarity(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor:
     """-Σ (difference of the row-normalised C×C outer products, class by class)² / (C K).
 
-    Both are the cross-entropy's gradient on the classifier's weight, [K classes, C channels], of the same width C.
+    Both are the cross-entropy's gradient on the classifier's weight, [K classes, C channels], of the same width C. The
+    outer products themselves are never built: row i of g gᵀ, normalised, is sign(g_i) g / |g|.
 
     Raises:
         ValueError: the widths differ.
     """
+    import torch
     import torch.nn.functional as F
 
     if student_gradient.shape != teacher_gradient.shape:
         there, here = tuple(teacher_gradient.shape), tuple(student_gradient.shape)
         raise ValueError(f"semantic similarity needs classifiers of one shape; teacher {there}, student {here}")
 
-    def outer(gradient: Tensor) -> Tensor:
-        return F.normalize(gradient[:, :, None] * gradient[:, None, :], dim=2)
+    def rows(gradient: Tensor) -> Tensor:
+        """Each row's sign and length after normalisation, [K, C]: 1 but for rows shorter than the norm's epsilon."""
+        length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        return gradient.sign() * (gradient.abs() * length / 1e-12).clamp(max=1)
 
-    classes, channels = student_gradient.shape
-    return -(outer(teacher_gradient) - outer(student_gradient)).square().sum() / (channels * classes)
+    s, t = rows(student_gradient), rows(teacher_gradient)
+    cosine = (F.normalize(student_gradient) * F.normalize(teacher_gradient)).sum(1)
+    apart = s.square().sum(1) + t.square().sum(1) - 2 * (s * t).sum(1) * cosine
+    return -apart.mean() / student_gradient.shape[1]
 
 
 @register
@@ -79,10 +86,34 @@ class DisWOT(Proxy):
         gaussian = self.init == "gaussian"
         images, target = images.cpu().float(), target.cpu()
         s_map, s_gradient = last_map_and_gradient(fresh(student, seed, gaussian=gaussian), images, target)
-        t_map, t_gradient = last_map_and_gradient(fresh(teacher, seed, gaussian=gaussian), images, target)
+        t_map, t_gradient = _of_teacher(teacher, images, target, seed, gaussian)
         parts = []
         if self.part != "semantic":
             parts.append(relation_similarity(s_map, t_map))
         if self.part == "semantic" or (self.part == "sum" and s_gradient.shape == t_gradient.shape):
             parts.append(semantic_similarity(s_gradient, t_gradient))
         return float(sum(parts))
+
+
+_Seen = tuple[int, bool, "Tensor", "Tensor", "tuple[Tensor, Tensor]"]
+_TEACHERS: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
+"""What a teacher said of the batch it was shown last: its own weights play no part, and a search shows it the same."""
+
+
+def _of_teacher(teacher: nn.Module, images: Tensor, target: Tensor, seed: int, gaussian: bool) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from kdsearch.proxies._fresh import fresh
+    from kdsearch.proxies._last import last_map_and_gradient
+
+    seen = _TEACHERS.get(teacher)
+    if (
+        seen is None
+        or seen[:2] != (seed, gaussian)
+        or not (torch.equal(seen[2], images) and torch.equal(seen[3], target))
+    ):
+        # Another seed than the student's: equal architectures would be equal networks, and as alike as can be.
+        found = last_map_and_gradient(fresh(teacher, seed + 1, gaussian=gaussian), images, target)
+        seen = (seed, gaussian, images.clone(), target.clone(), found)
+        _TEACHERS[teacher] = seen
+    return seen[4]

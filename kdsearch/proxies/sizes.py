@@ -39,6 +39,7 @@ class MACs(Proxy):
     def measure(
         self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
     ) -> float:
+        from kdsearch.proxies._fresh import copied
         from kdsearch.search_space.students.measure import macs
 
-        return float(macs(student, (images.shape[1], images.shape[2], images.shape[3])))
+        return float(macs(copied(student), (images.shape[1], images.shape[2], images.shape[3])))

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 def synflow(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     """Σ over convolution and linear weights of w · dR/dw in float64, R the summed output for an all-ones input.
 
-    Weights are taken by their absolute values and normalisation is left out: it would make a constant input vanish. The
-    model itself is changed.
+    Weights are taken by their absolute values and normalisation is left out: it would make a constant input vanish.
+    Attention averages its tokens: the flow through a softmax is not positive, and without normalisation it is rounding
+    noise. The model itself is changed.
     """
     import torch
     from torch import nn
 
+    from kdsearch.proxies._attention import AveragingAttention
     from kdsearch.proxies._fresh import NORMS
 
     model = model.double().eval()
@@ -32,7 +34,8 @@ def synflow(model: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
             if value.is_floating_point():
                 value.abs_()
     weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    out = model(torch.ones(1, *input_shape, dtype=torch.float64))
+    with AveragingAttention():
+        out = model(torch.ones(1, *input_shape, dtype=torch.float64))
     out = out[0] if isinstance(out, tuple) else out
     grads = torch.autograd.grad(out.sum(), weights, allow_unused=True)
     return torch.stack([(w * g).sum() for w, g in zip(weights, grads, strict=True) if g is not None]).sum()

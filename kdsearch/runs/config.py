@@ -317,7 +317,8 @@ def write(config: RunConfig, path: Path) -> None:
 
 def without_password(text: str) -> str:
     """A text that may be shown: passwords in URLs become `***`."""
-    return re.sub(r"(://[^:/@\s]+):[^@\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s]+", r"\1***", text)
 
 
 def storage_url(config: RunConfig, folder: Path) -> str:
@@ -328,9 +329,9 @@ def storage_url(config: RunConfig, folder: Path) -> str:
     url = config.study.storage
     if url is None:
         return f"sqlite:///{folder / 'study.db'}"
-    if ":***@" in url:
+    if "***" in url:
         url = os.environ.get("KDSEARCH_STORAGE", url)
-        if ":***@" in url:
+        if "***" in url:
             raise UserError("study.storage: its password is not stored; set KDSEARCH_STORAGE to the whole URL")
     return url
 

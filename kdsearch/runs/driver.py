@@ -199,8 +199,8 @@ class Driver:
         self.ledger.record(trial, result)
         self.tally.last = f"trial {job.number} {result.name} {result.score:.4g} in {result.seconds:.1f} s"
         if not result.trained:
-            go_on = job.protected or not self._below_quantile(result.score)
-            if math.isfinite(result.score):
+            go_on = job.protected or result.name != "proxies" or not self._below_quantile(result.score)
+            if result.name == "proxies" and math.isfinite(result.score):
                 self._scores.append(result.score)
         elif result.name == self._last_rung:
             self._complete(job, trial, result)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sqlite3
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -21,6 +21,7 @@ from kdsearch.runs.jobs import Failure, RungResult
 from kdsearch.runs.metrics import DIRECTIONS, Direction
 
 RUNG = "rung:"
+T = TypeVar("T")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -51,6 +52,20 @@ def _connect(path: str) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     return connection
+
+
+def quiet(function: Callable[..., T]) -> Callable[..., T]:
+    """A call during which Optuna reports no everyday news, such as a study being created."""
+
+    def call(*args: Any, **kwargs: Any) -> T:
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            optuna.logging.set_verbosity(before)
+
+    return call
 
 
 class Ledger:
@@ -106,23 +121,20 @@ class Ledger:
         """Whether the study's pruner stops a trial after this rung. With several objectives the first one decides."""
         if len(self.study.directions) == 1:
             return bool(trial.should_prune())
-        mirror = optuna.create_study(direction=self.primary)
+        mirror = quiet(optuna.create_study)(direction=self.primary)
         steps = self.steps
-        frozen = None
+        running = 0
         for other in self.trials():
             values = {steps[n]: other.user_attrs[RUNG + n]["score"] for n in steps if RUNG + n in other.user_attrs}
             value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
             state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
-            if state == TrialState.PRUNED and not values and other.number != trial.number:
+            mine = other.number == trial.number
+            if mine:
+                running, state = len(mirror.get_trials(deepcopy=False)), TrialState.RUNNING
+            elif state == TrialState.PRUNED and not values:
                 continue
-            copied = optuna.trial.create_trial(state=state, value=value, intermediate_values=values)
-            if other.number == trial.number:
-                frozen = copied
-            else:
-                mirror.add_trial(copied)
-        assert frozen is not None
-        frozen.state = TrialState.RUNNING
-        return bool(self.study.pruner.prune(mirror, frozen))
+            mirror.add_trial(optuna.trial.create_trial(state=state, value=value, intermediate_values=values))
+        return bool(self.study.pruner.prune(mirror, mirror.get_trials(deepcopy=False)[running]))
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
         self.study.tell(trial, list(values) if len(values) > 1 else values[0])
@@ -160,20 +172,16 @@ def _study(
     config: RunConfig, folder: Path, name: str, directions: list[Direction], sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
     storage = open_storage(storage_url(config, folder))
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # "using an existing study" is no news here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            study = optuna.create_study(
+            study = quiet(optuna.create_study)(
                 study_name=name, storage=storage, sampler=sampler, directions=directions, load_if_exists=True
             )
             existing = [d.name.lower() for d in study.directions]
         except Exception as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"study: {name!r} cannot be opened: {line}") from None
-        finally:
-            optuna.logging.set_verbosity(before)
     if existing != directions:
         raise UserError(
             f"study.name: {name!r} exists with other objectives ({', '.join(existing)}); choose another name"

@@ -48,7 +48,9 @@ class Runner:
         size = self.check(recipe)
         seeds = Seeds.search(job.seed)
         if not job.protected and recipe.distils:
+            began = time.perf_counter()
             examine(recipe, self.world, seeds, *self.ladder.rejection)
+            yield RungResult("rejection", math.nan, time.perf_counter() - began, trained=False)
         if self.ladder.proxies:
             yield self._proxies(recipe, job.seed)
         for rung in self.ladder.rungs:

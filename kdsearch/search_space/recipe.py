@@ -133,13 +133,14 @@ class Recipe:
 
     def equation(self) -> str:
         """The objective in one line, as weights times losses."""
-        parts = [f"{self.ce_weight:.3g}·CE"] if self.ce_weight else []
+        parts = [f"{_short(self.ce_weight)}·CE"] if self.ce_weight else []
         for slot, node in self.terms.items():
             hyper = {k: v for k, v in node.hyper.items() if k != "weight"}
             if slot == "logits" and self.policies["temperature"].name != "constant":
                 hyper.pop("temperature", None)
             inside = ", ".join(f"{k}={_short(v)}" for k, v in hyper.items())
-            parts.append(f"{_short(node.hyper.get('weight', 1.0))}·{node.name}({inside})")
+            brackets = f"({inside})" if inside else ""
+            parts.append(f"{_short(node.hyper.get('weight', 1.0))}·{node.name}{brackets}")
         for slot in ("temperature", "targets", "teaching", "schedule", "data"):
             node = self.policies[slot]
             if node.name != NEUTRAL[slot]:
@@ -170,7 +171,7 @@ def content_hash(data: Any) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{float(f'{value:.3g}'):g}" if isinstance(value, float) else str(value)
 
 
 def _node(entry: Any, slot: str, key: str, table: Any) -> Node:

@@ -43,12 +43,12 @@ def test_spends_its_trials_on_the_good_branch() -> None:
 
 def test_a_fresh_sampler_on_the_stored_study_goes_on_as_the_old_one(tmp_path: Path) -> None:
     memory = study(MCTSSampler(seed=5))
-    memory.optimize(mixed, n_trials=30)
+    memory.optimize(mixed, n_trials=20)
     url = f"sqlite:///{tmp_path}/study.db"
     stored = study(MCTSSampler(seed=5), storage=url, study_name="s")
-    stored.optimize(mixed, n_trials=18)
+    stored.optimize(mixed, n_trials=12)
     resumed = optuna.load_study(study_name="s", storage=url, sampler=MCTSSampler(seed=5))
-    resumed.optimize(mixed, n_trials=12)
+    resumed.optimize(mixed, n_trials=8)
     assert proposals(resumed) == proposals(memory)
     assert tree(resumed).to_dict() == tree(memory).to_dict()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kdsearch.runs.engines import Desk
+from kdsearch.runs.jobs import Job, RungResult
 from kdsearch.runs.settings import threads
 from kdsearch.runs.trial import Runner, failure
 
@@ -22,13 +25,19 @@ class LocalEngine:
         while (job := desk.propose()) is not None:
             rungs = self.runner.run(job)
             try:
-                for result in rungs:
-                    if not desk.record(job, result):
-                        break
-            except Exception as error:
-                desk.finish(job, failure(error))
+                while (result := self._next(job, rungs, desk)) is not None and desk.record(job, result):
+                    pass
             finally:
                 rungs.close()
+
+    @staticmethod
+    def _next(job: Job, rungs: Iterator[RungResult], desk: Desk) -> RungResult | None:
+        """The job's next result. Only the job's own exceptions end the job; the desk's are the run's."""
+        try:
+            return next(rungs, None)
+        except Exception as error:
+            desk.finish(job, failure(error))
+            return None
 
     def close(self) -> None:
         """Nothing to end."""

@@ -49,7 +49,9 @@ def rungs(run: Run) -> list[Rung]:
     table = [Rung(VALIDITY, None, entered=len(trials), stopped=sum(map(invalid, trials)))]
     valid = [t for t in trials if not invalid(t)]
     taught = [t for t in valid if t.user_attrs.get("origin", "search") == "search"]
-    table.append(Rung(REJECTION, None, entered=len(taught), stopped=sum(map(_reason("rejected"), taught))))
+    spent = [t.user_attrs[RUNG + "rejection"]["seconds"] for t in taught if RUNG + "rejection" in t.user_attrs]
+    rejected = sum(map(_reason("rejected"), taught))
+    table.append(Rung(REJECTION, sum(spent) if spent else None, entered=len(taught), stopped=rejected))
     before = [t for t in valid if not _reason("rejected")(t)]
     for name in names:
         rung, before = _rung(name, before)

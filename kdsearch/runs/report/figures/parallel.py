@@ -99,12 +99,20 @@ def _axis(decision: Decision, drawn: list[int]) -> _Axis:
         heights = {n: (scale(v) - low) / (high - low) if high > low else 0.5 for n, v in values.items()}
         ticks = [(0.0, short(ends[0])), (1.0, short(ends[1]))] if high > low else [(0.5, short(ends[0]))]
         return _Axis(decision.name, heights, tuple(ticks), absent)
-    names = sorted(set(map(str, chosen.values())), key=lambda name: (name == "none", name))
+    names = sorted(set(map(str, chosen.values())), key=_from_above)
     places = {name: 1 - k / max(len(names) - 1, 1) for k, name in enumerate(names)}
     step = min(JITTER, 0.3 / len(names))
     # Lines through the same choice are spread a little, the same way each time, so that their number shows.
     heights = {n: places[str(v)] + step * (n * 0.618034 % 1 - 0.5) for n, v in chosen.items()}
     return _Axis(decision.name, heights, tuple((places[name], wrapped(name, 30)) for name in names), absent)
+
+
+def _from_above(name: str) -> tuple[bool, float, str]:
+    """Sorts choices: numbers from the largest, words by the alphabet, none at the foot."""
+    try:
+        return False, -float(name), name
+    except ValueError:
+        return name == "none", 0.0, name
 
 
 def _lines(group: list[int], axes: list[_Axis], colour: str, width: float, opacity: float) -> go.Scatter:

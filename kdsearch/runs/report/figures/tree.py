@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from kdsearch.runs.report.figures.style import SCALE, Panel, blank, short
 from kdsearch.searchers import Node
 
-DEPTH, HEIGHT, ROW = 6, 740, 17  # a decision that would be lower than a row, in pixels, is left out
+DEPTH, HEIGHT, ROW = 6, 740, 19  # a decision that would be lower than a row, in pixels, is left out
 
 
 def tree(root: Node) -> Panel:
@@ -20,7 +20,7 @@ def tree(root: Node) -> Panel:
     least = max(1, math.ceil(root.visits * ROW / HEIGHT))
     ids, parents, labels, sizes, colours, hover = [], [], [], [], [], []
     for key, parent, node in _kept(root, least):
-        label = "all trials" if node.name is None else f"{node.name.rsplit('.', 1)[-1]}={short(node.value)}"
+        label = "all trials" if node.name is None else f"{'.'.join(node.name.split('.')[-2:])}={short(node.value)}"
         full = label if node.name is None else f"{node.name} = {short(node.value)}"
         reward = "none yet" if node.reward is None else f"{node.reward:.3f}"
         busy = f"<br>running now: {node.running}" if node.running else ""
