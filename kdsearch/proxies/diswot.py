@@ -58,8 +58,9 @@ class DisWOT(Proxy):
     force.
 
     The two are added as the paper writes them; the semantic part is a hundred times larger, so that the sum orders
-    as it does alone. Where the classifiers' widths differ the semantic part has no definition, and "sum" is the
-    relation alone. `init` is the paper's N(0, 1) or the layers' own.
+    as it does alone. The paper's pairs have classifiers of one width; where widths differ, the wider gradient's
+    channels are averaged down to the narrower width (ours), so that all students are scored on one scale. A teacher
+    of other classes leaves the relation alone. `init` is the paper's N(0, 1) or the layers' own.
 
     On the 64-network benchmark of the paper this orders students less well than their parameter count does: look at
     `params` beside it.
@@ -90,9 +91,20 @@ class DisWOT(Proxy):
         parts = []
         if self.part != "semantic":
             parts.append(relation_similarity(s_map, t_map))
-        if self.part == "semantic" or (self.part == "sum" and s_gradient.shape == t_gradient.shape):
-            parts.append(semantic_similarity(s_gradient, t_gradient))
+        if self.part == "semantic" or (self.part == "sum" and len(s_gradient) == len(t_gradient)):
+            parts.append(semantic_similarity(*_one_width(s_gradient, t_gradient)))
         return float(sum(parts))
+
+
+def _one_width(student_gradient: Tensor, teacher_gradient: Tensor) -> tuple[Tensor, Tensor]:
+    import torch.nn.functional as F
+
+    width = min(student_gradient.shape[1], teacher_gradient.shape[1])
+
+    def narrow(gradient: Tensor) -> Tensor:
+        return gradient if gradient.shape[1] == width else F.adaptive_avg_pool1d(gradient[None], width)[0]
+
+    return narrow(student_gradient), narrow(teacher_gradient)
 
 
 _Seen = tuple[int, bool, "Tensor", "Tensor", "tuple[Tensor, Tensor]"]

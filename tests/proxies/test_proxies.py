@@ -125,14 +125,19 @@ def test_sizes_are_plain_counts(batch: tuple[Tensor, Tensor]) -> None:
     assert proxies.create("macs").score(student, None, *batch, seed=0) > 0
 
 
-def test_diswot_without_a_semantic_part_is_the_relation_alone(batch: tuple[Tensor, Tensor]) -> None:
-    student, teacher = create("cnn", channels=4).build((1, 8, 8), 10), create("cnn", channels=8).build((1, 8, 8), 10)
-    both = [proxies.create("diswot", part=part).score(student, teacher, *batch, seed=0) for part in ("sum", "relation")]
+def test_diswot_scores_students_of_every_width_on_one_scale(batch: tuple[Tensor, Tensor]) -> None:
+    teacher = create("cnn", channels=8).build((1, 8, 8), 10)
+    widths = [create("cnn", channels=c).build((1, 8, 8), 10) for c in (4, 8, 12)]
+    semantic = [proxies.create("diswot", part="semantic").score(s, teacher, *batch, seed=0) for s in widths]
+    assert max(semantic) < 0
+    assert min(semantic) > 4 * max(semantic)
+    other = create("cnn", channels=8).build((1, 8, 8), 7)
+    both = [proxies.create("diswot", part=part).score(widths[0], other, *batch, seed=0) for part in ("sum", "relation")]
     assert both[0] == both[1]
     with pytest.raises(ValueError, match="one shape"):
-        proxies.create("diswot", part="semantic").score(student, teacher, *batch, seed=0)
+        proxies.create("diswot", part="semantic").score(widths[0], other, *batch, seed=0)
     with pytest.raises(ValueError, match="no teacher"):
-        proxies.create("diswot").score(student, None, *batch, seed=0)
+        proxies.create("diswot").score(widths[0], None, *batch, seed=0)
 
 
 def test_what_is_not_a_number_is_worst(batch: tuple[Tensor, Tensor]) -> None:
