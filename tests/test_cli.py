@@ -82,6 +82,7 @@ BAD_CONFIGS = [
     ({"searcher": {"name": "mtcs"}}, "searcher.name = 'mtcs': did you mean 'mcts'?"),
     ({"budget": {"trails": 3}}, "unknown key 'budget.trails'; did you mean 'trials'?"),
     ({"budget": {"seconds": "soon"}}, "must be a duration such as 30m"),
+    ({"budget": {"trials": None}}, "a search without a budget has no end"),
     ({"metric": "acuracy"}, "did you mean 'accuracy'"),
     ({"fidelity": {"rungs": [{"name": "half", "epochs": 0.5}]}}, "the last one must be a full training"),
     ({"space": {"logits": ["kdd"]}}, "did you mean 'kd'"),

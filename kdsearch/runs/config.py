@@ -165,6 +165,12 @@ class BudgetConfig(Section):
     def _duration(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _bounded(self) -> BudgetConfig:
+        if self.trials is None and self.seconds is None:
+            raise ValueError("give trials, seconds, or both; a search without a budget has no end")
+        return self
+
 
 class EngineConfig(Section):
     """Where trials run. `workers: null` takes one per core (per GPU where there are several)."""

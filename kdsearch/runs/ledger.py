@@ -133,7 +133,11 @@ class Ledger:
                 running, state = len(mirror.get_trials(deepcopy=False)), TrialState.RUNNING
             elif state == TrialState.PRUNED and not values:
                 continue
-            mirror.add_trial(optuna.trial.create_trial(state=state, value=value, intermediate_values=values))
+            # Successive halving compares what it has noted of each trial, not the reported values.
+            noted = {f"completed_rung_{k}": values[s] for k, s in enumerate(steps.values()) if s in values and not mine}
+            mirror.add_trial(
+                optuna.trial.create_trial(state=state, value=value, intermediate_values=values, system_attrs=noted)
+            )
         return bool(self.study.pruner.prune(mirror, mirror.get_trials(deepcopy=False)[running]))
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
