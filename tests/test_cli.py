@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs.tiny import TINY, environment, invoke, write_config
-from runs.tiny import kdsearch as command
+
+from .runs.tiny import TINY, environment, invoke, write_config
+from .runs.tiny import kdsearch as command
 
 
 def quickest(*arguments: str, tries: int = 4) -> float:

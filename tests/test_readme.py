@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs.tiny import TINY, invoke
+
+from .runs.tiny import TINY, invoke
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens.inputs import make_all
+
+from tests.goldens.inputs import make_all
 
 FOLDER = Path(__file__).parent.parent / "goldens"
 

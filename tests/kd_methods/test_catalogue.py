@@ -14,7 +14,7 @@ import pytest
 
 from kdsearch import kd_methods
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, SLOTS, Need, Needs, functional
-from kdsearch.parameters import Choices, FloatRange, IntRange, Parameter, TextValue
+from kdsearch.parameters import Choices, FloatRange, IntRange, Parameter, TextChoices
 
 CLASSES = list(METHODS)
 PARAMETERS = [(cls, key, parameter) for cls in CLASSES for key, parameter in cls.parameters.items()]
@@ -88,7 +88,7 @@ def test_ranges_are_honest(cls: Any, key: str, parameter: Parameter) -> None:
 @every_parameter
 def test_values_outside_the_domain_are_refused(cls: Any, key: str, parameter: Parameter) -> None:
     bad: list[Any] = [None, math.nan]
-    if not isinstance(parameter, TextValue):
+    if not isinstance(parameter, TextChoices):
         bad.append("nonsense")
     if isinstance(parameter, FloatRange | IntRange):
         bad += [end + step for end, step in zip(parameter.domain, (-1, 1), strict=True) if math.isfinite(end)]

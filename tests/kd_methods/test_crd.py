@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens.inputs import make
 from torch import Tensor
 
 from kdsearch import kd_methods
@@ -17,6 +16,7 @@ from kdsearch.kd_methods import DataSpec, Need, Signals
 from kdsearch.kd_methods import functional as KF
 from kdsearch.kd_methods.features._crd import Memory
 from kdsearch.kd_methods.features.crd import _log_z, _scores
+from tests.goldens.inputs import make
 
 from .feature_golden import document, fill, module_gradients_agree
 from .feature_signals import CLASSES, SAMPLES, batch_of, data, learns, model, signals

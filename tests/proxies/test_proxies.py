@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens.inputs import make_all
 from torch import Tensor, nn
 
 from kdsearch import proxies
@@ -21,6 +20,7 @@ from kdsearch.proxies.diswot import relation_similarity, semantic_similarity
 from kdsearch.proxies.rejection import reject
 from kdsearch.proxies.synflow import synflow
 from kdsearch.search_space.students.family import create
+from tests.goldens.inputs import make_all
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "features"
 

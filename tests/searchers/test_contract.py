@@ -12,10 +12,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
-from searchers.spaces import mixed, proposals, study
 
 from kdsearch import searchers
 from kdsearch.searchers import SEARCHERS
+
+from .spaces import mixed, proposals, study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SMALL: dict[str, dict[str, Any]] = {

@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from searchers.spaces import mixed, study
-
 from kdsearch.searchers import MCTSSampler, tree
+
+from .spaces import mixed, study
 
 GOLDEN = Path(__file__).parent.parent / "goldens" / "search" / "mcts.json"
 OPTIONS: dict[str, Any] = {

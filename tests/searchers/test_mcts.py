@@ -11,10 +11,11 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import Trial, TrialState
-from searchers.spaces import WORTH, mixed, proposals, study
 
 from kdsearch import searchers
 from kdsearch.searchers import MCTSSampler, Node, tree
+
+from .spaces import WORTH, mixed, proposals, study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
