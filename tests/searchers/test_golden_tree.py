@@ -1,21 +1,17 @@
 """The whole search tree of one small study, compared with a stored one: any change of the search shows here.
 
-A change that is meant is stored by running this file: `python tests/searchers/test_golden_tree.py`.
+A change that is meant is stored by running this file: `python -m tests.searchers.test_golden_tree`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from kdsearch.searchers import MCTSSampler, tree
 
