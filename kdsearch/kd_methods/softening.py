@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-Temperature = "float | Tensor | tuple[float | Tensor, float | Tensor]"
-
 
 def temper(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor | tuple[float | Tensor, float | Tensor]

@@ -16,7 +16,6 @@ from kdsearch.kd_methods.strategy import AVERAGE, PEERS, SELF, TEACHER, Plan, Pr
 from kdsearch.proxies.rejection import reject
 from kdsearch.runs import models
 from kdsearch.runs.fidelity import FULL, Fidelity
-from kdsearch.runs.metrics import evaluate
 from kdsearch.runs.network import Network
 from kdsearch.runs.objective import Objective
 from kdsearch.runs.offline import FixedTeacher, plan_supply
@@ -291,8 +290,3 @@ def _sized(student: Node, size: float, world: World) -> StudentFamily:
         if here > wanted:
             break
     return best
-
-
-def teacher_metrics(model: TeacherModel, world: World) -> dict[str, float]:
-    """The teacher's own metrics on the validation split."""
-    return evaluate(model.network, world.data.validation)

@@ -236,11 +236,3 @@ def _total(weighted: list[tuple[float, Tensor]]) -> Tensor:
 
 def _with_stages(spec: ModelSpec, stages: list[int]) -> ModelSpec:
     return replace(spec, stages=tuple(spec.stages[k] for k in stages)) if stages else spec
-
-
-def needs_of(recipe: Recipe) -> Needs:
-    """Signals a recipe reads, known before any network is built."""
-    total = Needs()
-    for _, node in (*recipe.terms.items(), *recipe.policies.items()):
-        total = total | METHODS[node.name].needs
-    return total
