@@ -1,6 +1,6 @@
 """Every method of the catalogue on the embedded digits: validation accuracy beside no distillation and plain KD.
 
-python benchmarks/catalogue.py [--seeds N] [--method NAME ...] [--out FILE] [--matched]
+python benchmarks/catalogue.py [--seeds N] [--method NAME ...] [--out FILE] [--matched] [--config FILE]
 
 Each method stands alone in a recipe, at its published defaults, with the same student, epochs and seeds as the two
 baselines; methods that are no loss of their own stand beside plain KD. Results are kept line by line in --out, so that
@@ -31,21 +31,21 @@ from kdsearch.runs.report.intervals import Estimate, estimate, paired
 from kdsearch.runs.settings import Seeds
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import NEUTRAL, Node, Recipe
-
-CNN = {"family": "cnn", "channels": 4, "stages": 3}
-SGD = {"method": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5.0e-4}
+from kdsearch.search_space.space import SearchSpace
 
 
-def recipe_of(name: str) -> Recipe:
-    """The method at its published defaults, beside plain KD where it is no loss of its own."""
-    cls = METHODS[name]
-    slots: dict[str, Any] = {"student": CNN, "optimizer": SGD, cls.slot: name}
+def recipe_of(name: str, base: Recipe) -> Recipe:
+    """The method at its published defaults, on the base's student and optimiser; beside plain KD where it is no loss of
+    its own.
+    """
+    cls, plain = METHODS[name], base.to_dict()
+    slots: dict[str, Any] = {"student": plain["student"], "optimizer": plain["optimizer"], cls.slot: name}
     if cls.branches:
         slots |= {"student": "vit", "optimizer": "adamw"}
     if cls.slot not in (*LOSS_SLOTS, "targets") and not getattr(cls, "own_objective", False):
         slots.setdefault("logits", "kd")
     if cls.preset:
-        slots = {"preset": name, "student": CNN}
+        slots = {"preset": name, "student": plain["student"]}
     return Recipe.from_dict(slots)
 
 
@@ -97,10 +97,15 @@ def shown(value: Estimate | None) -> str:
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--method", "names", multiple=True, help="Only these; all by default.")
 @click.option("--matched", "match", is_flag=True, help="Every loss as steep at the start as the cross-entropy.")
+@click.option("--config", "source", type=click.Path(path_type=Path), help="Another run config; the demo's by default.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting of the config.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("catalogue.jsonl"), show_default=True)
-def main(seeds: int, names: tuple[str, ...], match: bool, out: Path) -> None:
+def main(
+    seeds: int, names: tuple[str, ...], match: bool, source: Path | None, overrides: tuple[str, ...], out: Path
+) -> None:
     torch.set_num_threads(1)
-    config = configs.read()
+    config = configs.read(source, overrides)
+    base = SearchSpace.from_dict(config.space).default()
     chosen = [c for c in METHODS if c.slot != "analysis" and NEUTRAL.get(c.slot) != c.name]
     chosen = [c for c in chosen if not names or c.name in names]
     click.echo("| slot | method | accuracy | over none | over plain KD | time | ")
@@ -110,7 +115,7 @@ def main(seeds: int, names: tuple[str, ...], match: bool, out: Path) -> None:
         for cls in sorted(chosen, key=lambda c: (SLOTS.index(c.slot), c.year, c.name)):
             if match and cls.slot not in LOSS_SLOTS:
                 continue
-            recipe = recipe_of(cls.name)
+            recipe = recipe_of(cls.name, base)
             try:
                 recipe = matched(recipe, world) if match else recipe
                 own, none, kd = (

@@ -183,7 +183,9 @@ def held(training: Training) -> int:
     """Bytes that lie in memory between two steps: weights, buffers and optimiser state of everybody, counted once."""
     modules = [module for learner in training.learners for module in (learner.network.module, learner.objective.parts)]
     modules += [teacher.network.module for teacher in training.fixed.values()]
-    modules += [] if training.average is None else [training.average.module]
+    room = training.classroom
+    modules += [] if room.average is None else [room.average.module]
+    modules += [] if room.pivot is None else [room.pivot.network.module]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     for learner in training.learners:
         state = getattr(learner.optimizer, "state", {})

@@ -38,6 +38,7 @@ def probe(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelSpec:
     extents = _Extents(calls, int(getattr(model, "num_prefix_tokens", 0) or 0))
     classifier = _classifier(calls, logits)
     total = max(1, root.layers)
+    stages = _stages(root, extents)
     return ModelSpec(
         stages=tuple(
             StageSpec(
@@ -49,7 +50,7 @@ def probe(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelSpec:
                 e.prefix,
                 *_attention(call, e),
             )
-            for call, e in _stages(root, extents)
+            for call, e in stages
         ),
         classes=logits.shape[1],
         input_shape=input_shape,
@@ -57,6 +58,7 @@ def probe(model: nn.Module, input_shape: tuple[int, int, int]) -> ModelSpec:
         parameters=sum(p.numel() for p in model.parameters()),
         classifier=None if classifier is None else classifier.path,
         map=_map(calls, classifier, extents, total),
+        entrance=_entrance(calls, {extent for _, extent in stages}, extents),
     )
 
 
@@ -256,6 +258,20 @@ def _attention(stage: Call, extent: Extent) -> tuple[str, int, int]:
         if call.got[:2] == (BATCH, extent.prefix + extent.area) and call.got[2] % (3 * heads) == 0:
             found = outer.path, heads, call.got[2] // (3 * heads)
     return found
+
+
+def _entrance(calls: list[Call], stages: set[Extent], extents: _Extents) -> str | None:
+    """The layer at which the tokens of all stages can be thinned.
+
+    timm's transformers have one for dropping patches, `patch_drop`, which does nothing unless it is asked to.
+    """
+    if len(stages) != 1 or next(iter(stages)).kind != "token":
+        return None
+    for call in calls:
+        idle = isinstance(call.module, nn.Identity) and call.path.rpartition(".")[2] == "patch_drop"
+        if idle and call.last and extents.of(call.got) in stages:
+            return call.path
+    return None
 
 
 def _map(calls: list[Call], classifier: Call | None, extents: _Extents, total: int) -> StageSpec | None:

@@ -18,6 +18,7 @@ from kdsearch.kd_methods.attention_map import attention_map
 from kdsearch.kd_methods.dry_run import evaluating, first_tensor, ramp_images
 from kdsearch.kd_methods.probe import probe
 from kdsearch.kd_methods.signals import ModelSpec, Need, Signals, StageSpec
+from kdsearch.kd_methods.sparse import Thinning, Visible
 
 __all__ = ["Tap", "probe"]
 
@@ -74,6 +75,7 @@ class Tap:
         self._qkv: Slots = []
         self._last_tokens: Slots = []
         self._stops = needs <= EARLY
+        self._thinning = Thinning(model, spec)
         self._passed = 0  # stages that have ended in this pass
         self._enough = 0  # and in a whole one, once it is known
         self._classifier: nn.Module | None = None
@@ -119,19 +121,31 @@ class Tap:
             distilled.set_distilled_training(True)
             self._undo.append(lambda: distilled.set_distilled_training(before))
 
-    def __call__(self, images: Tensor, target: Tensor | None = None, create_graph: bool = False) -> Signals:
+    def spares(self, visible: Visible | None) -> bool:
+        """Whether the model would be kept to what is visible."""
+        return self._thinning.admits(visible)
+
+    def __call__(
+        self,
+        images: Tensor,
+        target: Tensor | None = None,
+        create_graph: bool = False,
+        visible: Visible | None = None,
+    ) -> Signals:
         """The signals of a batch, in whatever mode the model is.
 
         Args:
             images: [B, channels, height, width].
             target: [B], read for INPUT_GRADIENT only.
             create_graph: gradients by the images can themselves be differentiated; needs gradients to be enabled.
+            visible: keeps the pass to these cells, where the model can be kept to them (`View.sparse`).
 
         Raises:
             ValueError: INPUT_GRADIENT without a target, or `create_graph` where gradients are disabled;
                 DISTILLATION_HEAD or TOKEN_HEADS of a model that gives one output in training.
         """
         self._awake, self._passed = True, 0
+        self._thinning.begin(visible)
         stops = self._stops and not self.model.training
         if not stops:
             self._enough = 0
@@ -146,6 +160,7 @@ class Tap:
             return self._collect(images.new_empty(len(images), 0))
         finally:
             self._awake = False
+            self._thinning.end()
             for slots in (
                 self._features,
                 self._preact,
@@ -242,7 +257,7 @@ class Tap:
     def _keep_output(self, stage: StageSpec, slots: Slots, slot: int) -> None:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._awake:
-                slots[slot] = _channels_first(first_tensor(output), stage)
+                slots[slot] = self._thinning.whole(_channels_first(first_tensor(output), stage))
                 self._pass()
 
         self._handles.append(_part(self.model, stage.path).register_forward_hook(hook))
@@ -263,7 +278,7 @@ class Tap:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # The activation may run several times, in this stage and after it: its last run so far counts.
             if self._awake:
-                self._preact[slot] = _channels_first(self._entering[slot], stage)
+                self._preact[slot] = self._thinning.whole(_channels_first(self._entering[slot], stage))
                 self._pass()
 
         self._keep_input(activation, self._entering, slot)
@@ -381,5 +396,5 @@ def _final_activations(model: nn.Module, spec: ModelSpec, stages: Sequence[Stage
 
 
 def _is_activation(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind.__module__ in _ACTIVATIONS and kind.__name__ not in _NOT_ACTIVATIONS
+    kinds = type(module).__mro__  # a subclass may live anywhere
+    return any(k.__module__ in _ACTIVATIONS and k.__name__ not in _NOT_ACTIVATIONS for k in kinds)

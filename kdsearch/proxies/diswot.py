@@ -16,13 +16,9 @@ def relation_similarity(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """-Σ (difference of the row-normalised B×B Gram matrices)² / B² of the last maps before pooling, [B, C, H, W]
     each.
     """
-    import torch.nn.functional as F
+    from kdsearch.kd_methods.relations.sp import sp
 
-    def gram(features: Tensor) -> Tensor:
-        flat = features.flatten(1)
-        return F.normalize(flat @ flat.T)
-
-    return -(gram(teacher_map) - gram(student_map)).square().mean()
+    return -sp(student_map, teacher_map)
 
 
 def semantic_similarity(student_gradient: Tensor, teacher_gradient: Tensor) -> Tensor:
@@ -37,6 +33,8 @@ def semantic_similarity(student_gradient: Tensor, teacher_gradient: Tensor) -> T
     import torch
     import torch.nn.functional as F
 
+    from kdsearch.kd_methods.relations.diswot_distiller import outer_distance
+
     if student_gradient.shape != teacher_gradient.shape:
         there, here = tuple(teacher_gradient.shape), tuple(student_gradient.shape)
         raise ValueError(f"semantic similarity needs classifiers of one shape; teacher {there}, student {here}")
@@ -46,10 +44,8 @@ def semantic_similarity(student_gradient: Tensor, teacher_gradient: Tensor) -> T
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         return gradient.sign() * (gradient.abs() * length / 1e-12).clamp(max=1)
 
-    s, t = rows(student_gradient), rows(teacher_gradient)
     cosine = (F.normalize(student_gradient) * F.normalize(teacher_gradient)).sum(1)
-    apart = s.square().sum(1) + t.square().sum(1) - 2 * (s * t).sum(1) * cosine
-    return -apart.mean() / student_gradient.shape[1]
+    return -outer_distance(rows(student_gradient), rows(teacher_gradient), cosine)
 
 
 @register

@@ -13,6 +13,7 @@ from kdsearch import kd_methods
 from kdsearch.kd_methods import Need
 from kdsearch.kd_methods import functional as KF
 
+from .embedding_hazards import duplicates
 from .feature_signals import data, learns, model
 from .golden import agrees, cases, tensors
 
@@ -115,13 +116,6 @@ def test_invariances(transfer: str) -> None:
 def test_gradient(transfer: str, beta: float) -> None:
     s, t = draw(5, 3, seed=1).requires_grad_(), draw(5, 4, seed=2)
     assert torch.autograd.gradcheck(lambda x: KF.darkrank(x, t, transfer=transfer, beta=beta), (s,))
-
-
-def duplicates() -> torch.Tensor:
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    x[1] = x[0]
-    x[5] = x[4] * (1 + 1e-7)
-    return x
 
 
 @pytest.mark.parametrize(

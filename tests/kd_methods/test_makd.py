@@ -83,13 +83,15 @@ def test_a_patch_is_as_large_as_the_coarsest_stride() -> None:
     method.parts = method.bind(student, student, replace(data(), batch=6))
     (view,) = method.views()
     images = torch.rand(5, 3, 16, 16) + 1
-    shown = view.apply(images, None)
+    shown, aside = view.apply(images, None)
     hidden = method.parts.hidden(5).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(shown, images * (1 - hidden))
     assert (shown == 0).float().mean() == 0.5
     assert method.parts.hidden(15).shape[0] == 15
     torch.testing.assert_close(method.parts.hidden(15)[6:12], method.parts.masks)
-    assert view.name == "masked"
+    assert (aside.visible == 0).equal(method.parts.hidden(5)[:, 0] == 1)
+    assert (aside.visible.sum((1, 2)) == aside.kept).all()
+    assert (view.name, view.sparse) == ("masked", ("token", "map"))
     assert not view.teacher
 
 

@@ -13,6 +13,7 @@ from kdsearch import kd_methods
 from kdsearch.kd_methods import Need, Signals
 from kdsearch.kd_methods import functional as KF
 
+from .embedding_hazards import duplicates
 from .feature_signals import batch_of, learns, model
 from .golden import agrees, cases, tensors
 
@@ -51,13 +52,6 @@ def test_invariances() -> None:
     torch.testing.assert_close(KF.rkd(s[order], t[order]), expected)
     assert KF.rkd(2 * t - 1, t) < 1e-20
     torch.testing.assert_close(KF.rkd(s.view(7, 5, 1, 1), t), expected)
-
-
-def duplicates() -> torch.Tensor:
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    x[1] = x[0]
-    x[5] = x[4] * (1 + 1e-7)
-    return x
 
 
 @pytest.mark.parametrize(

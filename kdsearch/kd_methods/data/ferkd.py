@@ -108,6 +108,7 @@ class FerKD(FKD):
     title = "FerKD: Surgical Label Adaptation for Efficient Distillation"
     paper = "arXiv 2312.17473"
     year = 2023
+    reads_labels = True
     functional = None  # type: ignore[assignment]
 
     thresholds: str = Choice("quantile", ["quantile", "absolute"], searched=["quantile"])

@@ -20,15 +20,19 @@ SEED = 0
 Size = tuple[int, int]
 
 
+def hidden_patches(grid: Size, ratio: float) -> int:
+    """How many patches a mask hides: at least one stays visible."""
+    patches = grid[0] * grid[1]
+    return min(round(ratio * patches), patches - 1)
+
+
 def draw_masks(count: int, grid: Size, ratio: float) -> Tensor:
     """[count, 1, h, w], 1 where a patch is hidden: the same number of patches in each, and at least one visible.
 
     Always the same masks, so that whoever hides patches and whoever restores them agree.
     """
-    patches = grid[0] * grid[1]
-    hidden = min(round(ratio * patches), patches - 1)
-    order = torch.rand(count, patches, generator=torch.Generator().manual_seed(SEED)).argsort(1)
-    return (order < hidden).float().unflatten(1, grid).unsqueeze(1)
+    order = torch.rand(count, grid[0] * grid[1], generator=torch.Generator().manual_seed(SEED)).argsort(1)
+    return (order < hidden_patches(grid, ratio)).float().unflatten(1, grid).unsqueeze(1)
 
 
 class Decoder(nn.Module):
@@ -122,13 +126,14 @@ class Decoders(nn.Module):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Decoded maps, targets, and both sides' normalised maps with their context."""
+        """Decoded maps and targets, both normalised, and both with their context."""
         targets = [to_map(widen(x), stage) for x, stage in zip(teacher, self.teacher, strict=True)]
         hidden = self.hidden(len(targets[0]))
         decoded = [
-            widen(decoder(to_map(x, stage), hidden, (t.shape[-2], t.shape[-1])))
+            normalise(decoder(to_map(x, stage), hidden, (t.shape[-2], t.shape[-1])))
             for decoder, x, stage, t in zip(self.decoders, student, self.student, targets, strict=True)
         ]
-        ours = [block(normalise(x)) for block, x in zip(self.ours, decoded, strict=True)]
-        theirs = [block(normalise(x)) for block, x in zip(self.theirs, targets, strict=True)]
+        targets = [normalise(t) for t in targets]
+        ours = [block(x) for block, x in zip(self.ours, decoded, strict=True)]
+        theirs = [block(x) for block, x in zip(self.theirs, targets, strict=True)]
         return decoded, targets, ours, theirs

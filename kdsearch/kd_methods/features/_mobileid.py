@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kdsearch.kd_methods.adapters import linear_projector, to_dtype_of
 from kdsearch.kd_methods.method import Frozen
+from kdsearch.kd_methods.numerics import doubled
 from kdsearch.kd_methods.signals import Need
 
 SAMPLES = 2000
@@ -44,7 +45,7 @@ def rank_neurons(teacher: Frozen, redundancy: float) -> Tensor:
     needs = frozenset({Need.EMBEDDING})
     neurons = torch.cat([s.embedding for _, s in teacher.signals(needs, order=spread) if s.embedding is not None])
     labels = teacher.data.labels.to(neurons.device)[spread.to(neurons.device)]
-    told = selectivity(neurons, labels, teacher.data.classes).double()  # low probabilities would be lost in float32
+    told = doubled(selectivity(neurons, labels, teacher.data.classes))  # low probabilities would be lost in float32
     kept = mean_field(costs(told), told, redundancy / len(told))
     # By probability, then by index: equal neurons have an order too.
     return kept.argsort(descending=True, stable=True)

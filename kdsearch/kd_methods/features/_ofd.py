@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdsearch.kd_methods.adapters import to_map
 from kdsearch.kd_methods.features._connectors import Connectors
 from kdsearch.kd_methods.method import Frozen
+from kdsearch.kd_methods.numerics import doubled, widest
 from kdsearch.kd_methods.signals import Need, StageSpec
 
 RARE = 0.001
@@ -25,7 +26,7 @@ def margins_of_norm(weight: Tensor, bias: Tensor) -> Tensor:
 
     Minus three deviations where it is below zero no more often than `RARE`.
     """
-    mean, deviation = bias.double(), weight.double().abs().clamp_min(1e-12)
+    mean, deviation = doubled(bias), doubled(weight).abs().clamp_min(1e-12)
     z = -mean / deviation
     below = torch.special.ndtr(z)
     density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
@@ -70,14 +71,14 @@ def find_margins(teacher: Frozen) -> list[Tensor]:
     norms = norms_before(teacher)
     stages = teacher.spec.stages
     measured = [k for k, norm in enumerate(norms) if norm is None]
-    sums = {k: torch.zeros(4, stages[k].channels, dtype=torch.float64, device=teacher.device) for k in measured}
+    sums = {k: doubled(torch.zeros(4, stages[k].channels, device=teacher.device)) for k in measured}
     counts = dict.fromkeys(measured, 0)
     for _, signals in teacher.signals(NEEDS) if measured else ():
         for k in measured:
             x = to_map(signals.preact[k], stages[k])
             below = x.clamp_max(0)
-            parts = [part.sum((0, 2, 3), dtype=torch.float64) for part in (x, x.square(), below, x < 0)]
-            sums[k] += torch.stack(parts)
+            parts = [part.sum((0, 2, 3), dtype=widest(x.device)) for part in (x, x.square(), below, x < 0)]
+            sums[k] += doubled(torch.stack(parts))
             counts[k] += x.numel() // x.shape[1]
     return [
         margins_of_sums(counts[k], sums[k]).float()

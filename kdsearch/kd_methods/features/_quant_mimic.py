@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdsearch.kd_methods.adapters import to_map
 from kdsearch.kd_methods.features._connectors import Connectors
 from kdsearch.kd_methods.method import Frozen
+from kdsearch.kd_methods.numerics import doubled, widest
 from kdsearch.kd_methods.signals import Need, StageSpec
 
 FINEST = 1e-12
@@ -19,13 +20,13 @@ FINEST = 1e-12
 def measure(teacher: Frozen) -> dict[str, Tensor]:
     """Over the training images, by paired stage: `deviation` [K] of all values, and `least` [K], the smallest one."""
     stages = teacher.spec.stages
-    sums = torch.zeros(2, len(stages), dtype=torch.float64, device=teacher.device)
+    sums = doubled(torch.zeros(2, len(stages), device=teacher.device))
     least = torch.full((len(stages),), math.inf, device=teacher.device)
     counts = torch.zeros(len(stages), dtype=torch.float64)
     for _, signals in teacher.signals(frozenset({Need.FEATURES})):
         maps = [to_map(x, stage) for x, stage in zip(signals.features, stages, strict=True)]
-        parts = [[part.sum(dtype=torch.float64) for part in (x, x.square())] for x in maps]
-        sums += torch.stack([torch.stack(part) for part in parts], 1)
+        parts = [[part.sum(dtype=widest(x.device)) for part in (x, x.square())] for x in maps]
+        sums += doubled(torch.stack([torch.stack(part) for part in parts], 1))
         least = torch.minimum(least, torch.stack([x.amin() for x in maps]))
         counts += torch.tensor([x.numel() for x in maps], dtype=torch.float64)
     mean, squares = sums / counts.to(sums.device)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import FeatureMethod, Stage
+from kdsearch.kd_methods.method import FeatureMethod, Stage, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals
 from kdsearch.parameters import Flag, Float
 
@@ -70,12 +70,7 @@ class AB(FeatureMethod):
     )
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("boundaries", self.hint_share, terms="own", labels=False),
-            Stage("student", 1.0 - self.hint_share, terms="others", labels=True),
-        )
+        return alone_first("boundaries", self.hint_share) if self.staged else ()
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         from kdsearch.kd_methods.features._connectors import Connectors

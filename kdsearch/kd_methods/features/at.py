@@ -60,13 +60,16 @@ def at(
 
 def _map(features: Tensor, p: int, attention: str, signed: bool) -> Tensor:
     """[B, H·W], of length one."""
+    from kdsearch.kd_methods.features._at import energy
     from kdsearch.kd_methods.numerics import rescale, unit, widen
 
+    if attention == "sum" and p == 2:
+        return unit(energy(widen(features)).flatten(1))
     x = rescale(widen(features))  # a normalised map does not depend on the scale, and powers overflow
     if not signed and (p % 2 or attention == "max"):
         x = x.abs()
     if attention == "sum":
-        x = x.square().sum(1) if p == 2 else x.pow(p).sum(1)
+        x = x.pow(p).sum(1)
     elif attention == "max":
         x = x.amax(1).pow(p) if not signed else x.pow(p).amax(1)
     else:
@@ -82,6 +85,7 @@ class AT(FeatureMethod):
     title = "Paying More Attention to Attention: Attention Transfer"
     paper = "arXiv 1612.03928"
     year = 2017
+    additive = True
     spatial = True
     functional = staticmethod(at)
 

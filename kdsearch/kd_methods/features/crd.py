@@ -106,6 +106,8 @@ class CRD(FeatureMethod):
             raise ValueError("crd compares embeddings; student and teacher must both have one")
         if data.labels is None and (self.negatives == "other_classes" or self.mode == "relax"):
             raise ValueError("crd needs the labels of the training data, unless negatives='any' and mode='exact'")
+        if data.partly and (self.negatives == "other_classes" or self.mode == "relax"):
+            raise ValueError("crd reads the label of every sample, and some have none; take negatives='any'")
         from kdsearch.kd_methods.features._crd import Memory
 
         return Memory(

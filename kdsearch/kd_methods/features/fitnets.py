@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import FeatureMethod, Stage
+from kdsearch.kd_methods.method import FeatureMethod, Stage, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Signals
 from kdsearch.parameters import Choice, Flag, Float
 
@@ -31,6 +31,7 @@ def fitnets(
         ValueError: an unknown reduction.
     """
     import torch
+    import torch.nn.functional as F
 
     from kdsearch.kd_methods.numerics import widen
 
@@ -38,8 +39,8 @@ def fitnets(
         raise ValueError(f"fitnets: reduction must be 'mean' or 'half_sum', not {reduction!r}")
     losses = []
     for student, teacher in zip(student_features, teacher_features, strict=True):
-        squared = (widen(student) - widen(teacher)).square()
-        losses.append(squared.mean() if reduction == "mean" else 0.5 * squared.flatten(1).sum(1).mean())
+        s, t = widen(student), widen(teacher)
+        losses.append(F.mse_loss(s, t) if reduction == "mean" else 0.5 * F.mse_loss(s, t, reduction="sum") / len(s))
     return torch.stack(losses).sum()
 
 
@@ -73,12 +74,7 @@ class FitNets(FeatureMethod):
     relu: bool = Flag(True, doc="ReLU after the regressor, for hints that are rectified maps")
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("hint", self.hint_share, terms="own", labels=False),
-            Stage("student", 1.0 - self.hint_share, terms="others", labels=True),
-        )
+        return alone_first("hint", self.hint_share) if self.staged else ()
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         from kdsearch.kd_methods.features._fitnets import Regressors

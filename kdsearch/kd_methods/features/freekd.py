@@ -101,6 +101,7 @@ class FreeKD(FeatureMethod):
     title = "FreeKD: Knowledge Distillation via Semantic Frequency Prompt"
     paper = "arXiv 2311.12079"
     year = 2024
+    reads_labels = True
     spatial = True
     prepares = ("variant", "prompts", "levels", "passes")
     functional = staticmethod(freekd)

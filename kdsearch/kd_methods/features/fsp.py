@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import FeatureMethod, Stage
+from kdsearch.kd_methods.method import FeatureMethod, Stage, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Signals
 from kdsearch.parameters import Choice, Flag, Float
 
@@ -86,12 +86,7 @@ class FSP(FeatureMethod):
     reduction: str = Choice("mean", ("mean", "sum"), searched=("mean",), doc="of a matrix' squared differences")
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("flow", self.hint_share, terms="own", labels=False),
-            Stage("student", 1.0 - self.hint_share, terms="others", labels=True),
-        )
+        return alone_first("flow", self.hint_share) if self.staged else ()
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         """The connectors.

@@ -75,6 +75,7 @@ class Jacobian(FeatureMethod):
     title = "Knowledge Transfer with Jacobian Matching"
     paper = "arXiv 1803.00443"
     year = 2018
+    reads_labels = True
     needs = Needs.of(Need.INPUT_GRADIENT)
     functional = staticmethod(jacobian)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import FeatureMethod, Stage
+from kdsearch.kd_methods.method import FeatureMethod, Stage, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Signals
 from kdsearch.parameters import Flag, Float
 
@@ -78,6 +78,7 @@ class KPN(FeatureMethod):
     title = "Knowledge Projection for Effective Design of Thinner and Faster Deep Neural Networks"
     paper = "arXiv 1710.09505"
     year = 2017
+    reads_labels = True
     functional = staticmethod(kpn)
 
     weight: float = Float(0.5, low=0.1, high=10, log=True)
@@ -89,12 +90,7 @@ class KPN(FeatureMethod):
     prune_share: float = Float(0.5, low=0.2, high=0.8, domain=(0.01, 1.0), doc="of a stage, when one path is left")
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("projection", self.projection_share, terms="own", labels=False),
-            Stage("joint", 1.0 - self.projection_share, terms="all", labels=True),
-        )
+        return alone_first("projection", self.projection_share, "joint", terms="all") if self.staged else ()
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         from kdsearch.kd_methods.features._kpn import Paths

@@ -14,6 +14,8 @@ from kdsearch.parameters import Float, Int
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from kdsearch.kd_methods.tokens._masking import Shown
+
 MASKED = "masked"
 
 
@@ -38,12 +40,22 @@ def makd(
     Source: Lao et al., Masked Autoencoders Are Stronger Knowledge Distillers, ICCV 2023, section 3; the normalisation
     is our choice.
     """
-    import torch
+    ours, theirs = ([normalise(x) for x in maps] for maps in (decoded_features, teacher_features))
+    return of_normalised(ours, theirs, student_contexts, teacher_contexts, global_weight)
 
-    losses = [
-        0.5 * (normalise(decoded) - normalise(teacher)).square().mean()
-        for decoded, teacher in zip(decoded_features, teacher_features, strict=True)
-    ]
+
+def of_normalised(
+    decoded_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    student_contexts: Sequence[Tensor],
+    teacher_contexts: Sequence[Tensor],
+    global_weight: float,
+) -> Tensor:
+    """`makd` of maps that are normalised already."""
+    import torch
+    import torch.nn.functional as F
+
+    losses = [0.5 * F.mse_loss(s, t) for s, t in zip(decoded_features, teacher_features, strict=True)]
     for ours, theirs in zip(student_contexts, teacher_contexts, strict=True):
         losses.append(global_weight * (ours - theirs).square().flatten(1).sum(1).mean())
     return torch.stack(losses).sum()
@@ -60,7 +72,8 @@ def normalise(x: Tensor) -> Tensor:
     centred = x - mean
     variance = centred.square().mean((0, 2, 3), keepdim=True)
     spread = variance > (8 * torch.finfo(x.dtype).eps * mean).square()
-    return torch.where(spread, centred / torch.where(spread, variance, 1.0).sqrt(), 0.0)
+    # By the reciprocal: one pass over a map that can be large, and its backward pass, where a division takes more.
+    return centred * torch.where(spread, torch.where(spread, variance, 1.0).rsqrt(), 0.0)
 
 
 @register
@@ -75,11 +88,12 @@ class MAKD(FeatureMethod):
     towards the student's.
 
     Rebuilt from notes; there is no code of the authors, and no number of theirs was found: ratio, depth, width and both
-    weights are our choices (the context's is its authors' own, FGD). Left out is the masked convolution, which keeps
-    hidden places at zero in every block: pixels are hidden in the image, as zeros before the network's normalisation,
-    and visible positions near them can tell. The task's loss reads the whole image, so a step costs two passes of the
-    student, and its batch normalisation sees both kinds of image together. Masks are drawn once, one for each place of
-    the batch; as samples change places, they change masks.
+    weights are our choices (the context's is its authors' own, FGD). Convolutions are masked: what enters one is zero
+    in hidden places, at every resolution; so is what enters a pooling. Normalisation layers still average over all
+    places. A transformer runs on the visible patches alone, if it lets patches go. Other networks see the hidden
+    pixels at zero. The task's loss reads the whole image, so a step costs two passes of the student; running statistics
+    are of whole images. Masks are drawn once, one for each place of the batch; as samples change places, they change
+    masks.
     """
 
     name = "makd"
@@ -103,17 +117,23 @@ class MAKD(FeatureMethod):
         return Decoders(student.stages, teacher.stages, data.batch, self.ratio, self.layers, self.width)
 
     def views(self) -> tuple[View, ...]:
-        return (View(MASKED, 1, self.hide),)
+        return (View(MASKED, 1, self.hide, sparse=("token", "map")),)
 
-    def hide(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """The images [B, C, H, W] with the hidden patches at zero."""
+    def hide(self, images: Tensor, generator: Generator | None = None) -> tuple[Tensor, Shown]:
+        """The images [B, C, H, W] with the hidden patches at zero, and which patches are visible."""
         import torch.nn.functional as F
 
+        from kdsearch.kd_methods.features._makd import hidden_patches
+        from kdsearch.kd_methods.tokens._masking import Shown
+
         hidden = self.parts.hidden(len(images)).to(images.dtype)
-        return images * (1.0 - F.interpolate(hidden, size=images.shape[-2:], mode="nearest"))
+        height, width = hidden.shape[-2:]
+        kept = height * width - hidden_patches((height, width), self.ratio)
+        shown = images * (1.0 - F.interpolate(hidden, size=images.shape[-2:], mode="nearest"))
+        return shown, Shown(hidden[:, 0] == 0, images, kept)
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         if MASKED not in student.views:
             raise ValueError("makd reads the student's answer to the masked view, and got none")
         decoded, targets, ours, theirs = self.parts(student.views[MASKED].features, teacher.features)
-        return makd(decoded, targets, student_contexts=ours, teacher_contexts=theirs, global_weight=self.global_weight)
+        return of_normalised(decoded, targets, ours, theirs, self.global_weight)

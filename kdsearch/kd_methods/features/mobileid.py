@@ -56,6 +56,7 @@ class MobileID(FeatureMethod):
     title = "Face Model Compression by Distilling Knowledge from Neurons"
     paper = "AAAI 2016"
     year = 2016
+    reads_labels = True
     needs = Needs.of(Need.EMBEDDING)
     prepares = ("redundancy",)
     functional = staticmethod(mobileid)

@@ -94,6 +94,7 @@ class NST(FeatureMethod):
     title = "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer"
     paper = "arXiv 1707.01219"
     year = 2017
+    additive = True
     spatial = True
     functional = staticmethod(nst)
 

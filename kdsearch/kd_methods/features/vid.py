@@ -54,6 +54,7 @@ class VID(FeatureMethod):
     title = "Variational Information Distillation for Knowledge Transfer"
     paper = "arXiv 1904.05835"
     year = 2019
+    additive = True
     functional = staticmethod(vid)
 
     weight: float = Float(1.0, low=0.1, high=10, log=True)

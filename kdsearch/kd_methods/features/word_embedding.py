@@ -58,6 +58,7 @@ class WordEmbedding(FeatureMethod):
     title = "Distilling Word Embeddings: An Encoding Approach"
     paper = "arXiv 1506.04488"
     year = 2016
+    reads_labels = True
     needs = Needs.of(Need.EMBEDDING, student=(Need.CLASSIFIER,))
     functional = staticmethod(word_embedding)
 

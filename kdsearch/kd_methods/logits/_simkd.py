@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsearch.kd_methods.adapters import BatchNorm2d, resize, to_dtype_of, to_map
-from kdsearch.kd_methods.dry_run import first_tensor
+from kdsearch.kd_methods.adapters import BatchNorm2d, resize, to_dtype_of
 from kdsearch.kd_methods.logits._last_map import last_map
-from kdsearch.kd_methods.signals import ModelSpec
+from kdsearch.kd_methods.signals import ModelSpec, Need
+from kdsearch.kd_methods.tap import Tap
 
 
 def _layer(channels: int, to: int, kernel: int) -> list[nn.Module]:
@@ -30,12 +29,12 @@ class ReusedClassifier(nn.Module):
 
     def __init__(self, student: ModelSpec, teacher: ModelSpec, factor: int = 2) -> None:
         super().__init__()
-        self.stage, to = last_map("simkd", "student", student), last_map("simkd", "teacher", teacher)
-        self.head = student.classifier
-        self.size = (min(self.stage.size[0], to.size[0]), min(self.stage.size[1], to.size[1]))
+        stage, to = last_map("simkd", "student", student), last_map("simkd", "teacher", teacher)
+        self.student = student
+        self.size = (min(stage.size[0], to.size[0]), min(stage.size[1], to.size[1]))
         width = max(1, to.channels // factor)
         self.project = nn.Sequential(
-            *_layer(self.stage.channels, width, 1),
+            *_layer(stage.channels, width, 1),
             nn.ReLU(inplace=True),
             *_layer(width, width, 3),
             nn.ReLU(inplace=True),
@@ -71,28 +70,16 @@ class ReusingStudent(nn.Module):
 
     def __init__(self, student: nn.Module, classifier: ReusedClassifier) -> None:
         super().__init__()
-        self.student = student if classifier.head is None else _headless(student, classifier.head)
+        head = classifier.student.classifier
+        self.student = student if head is None else _headless(student, head)
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        stage = self.classifier.stage
-        seen: list[Tensor | None] = []
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen.append(first_tensor(output))
-
-        # For this call only: a hook that stays would be shared by every copy, and by the student under training.
-        handle = self.student.get_submodule(stage.path).register_forward_hook(hook)
-        try:
-            self.student(images)
-        finally:
-            handle.remove()
-        x = seen[-1] if seen else None
-        if x is None:
-            raise RuntimeError(f"the student did not run {stage.path!r} in this pass; it has no last map")
-        if x.ndim == 4 and x.shape[1] != stage.channels == x.shape[3]:
-            x = x.permute(0, 3, 1, 2)
-        return self.classifier.classify(to_map(x, stage))
+        # For this call only: hooks that stay would be shared by every copy, and by the student under training.
+        with Tap(self.student, self.classifier.student, frozenset({Need.MAP})) as tap:
+            seen = tap(images).map
+        assert seen is not None
+        return self.classifier.classify(seen)
 
 
 def _headless(module: nn.Module, path: str) -> nn.Module:

@@ -77,6 +77,7 @@ class DKD(LogitMethod):
     title = "Decoupled Knowledge Distillation"
     paper = "arXiv 2203.08679"
     year = 2022
+    reads_labels = True
     functional = staticmethod(dkd)
 
     weight: float = Float(1.0, low=0.1, high=10, log=True)

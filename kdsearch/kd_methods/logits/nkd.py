@@ -87,6 +87,7 @@ class NKD(LogitMethod):
     title = "From Knowledge Distillation to Self-Knowledge Distillation"
     paper = "arXiv 2303.13005"
     year = 2023
+    reads_labels = True
     functional = staticmethod(nkd)
 
     weight: float = Float(1.0, low=0.1, high=10, log=True)

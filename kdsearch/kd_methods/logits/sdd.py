@@ -127,6 +127,7 @@ class SDD(LogitMethod):
     title = "Scale Decoupled Distillation"
     paper = "arXiv 2403.13512"
     year = 2024
+    reads_labels = True
     needs = Needs.of(Need.MAP, Need.CLASSIFIER)
     functional = staticmethod(sdd)
 

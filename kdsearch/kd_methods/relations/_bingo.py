@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from kdsearch.kd_methods.adapters import to_dtype_of
 from kdsearch.kd_methods.method import Frozen
-from kdsearch.kd_methods.numerics import unit, widen
+from kdsearch.kd_methods.numerics import doubled, unit, widen
 from kdsearch.kd_methods.signals import Need
 
 ROWS, COLUMNS = 1024, 65536
@@ -52,14 +52,14 @@ def neighbours(points: Tensor, count: int, *, rows: int = ROWS, columns: int = C
 def principal_axes(points: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The mean [D] of the points and their `width` directions of largest variance, as columns [D, width]."""
     centre = points.mean(0)
-    covariance = torch.zeros(points.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
+    covariance = doubled(points.new_zeros(points.shape[1], points.shape[1]))
     for part in points.split(COLUMNS):
-        covariance += ((part - centre).T @ (part - centre)).double()
+        covariance += doubled((part - centre).T @ (part - centre))
     _, vectors = torch.linalg.eigh(covariance)
     axes = vectors[:, -width:].flip(1)
     # Eigenvectors have no sign of their own; the largest entry is made positive.
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    return centre, (axes * largest.sign()).float()
+    return centre, (axes * largest.sign()).float().to(points.device)
 
 
 def cutmix(images: Tensor, others: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -65,14 +65,17 @@ def darkrank(
     if transfer == "soft" and length > LONGEST:
         raise ValueError(f"darkrank: the soft form compares all permutations of at most {LONGEST} items, not {length}")
     asked = batch if queries == "all" else max(batch // 2, 1)
-    s, _ = _scores(student_embedding, asked, alpha, beta, normalise)
+    s, t = _points(student_embedding, normalise), _points(teacher_embedding, normalise)
     if length < 1:
         return s.sum() * 0
-    t, nearest = _scores(teacher_embedding, asked, alpha, beta, normalise)
+    # Not by a product of matrices: the nearest samples are the ones whose digits would cancel.
+    distances = torch.cdist(t[:asked], t, compute_mode="donot_use_mm_for_euclid_dist")
     # A query ranks everybody but itself, whatever rounding says of its own distance.
     own = torch.eye(asked, batch, dtype=torch.bool, device=s.device)
-    ranking = nearest.masked_fill(own, torch.inf).argsort(dim=1, stable=True)[:, :length]
-    s, t = s.gather(1, ranking), t.gather(1, ranking)
+    ranking = distances.detach().masked_fill(own, torch.inf).argsort(dim=1, stable=True)[:, :length]
+    # Of the student's distances only the ranked ones are needed.
+    ranked = torch.linalg.vector_norm(s[:asked, None] - s[ranking], dim=2)
+    s, t = _scores(ranked, alpha, beta), _scores(distances.gather(1, ranking), alpha, beta)
     if transfer == "hard":
         likely = _log_probability(s)
         if eps:
@@ -83,20 +86,19 @@ def darkrank(
     return (p.exp() * (p - q)).sum(1).mean()
 
 
-def _scores(embedding: Tensor, asked: int, alpha: float, beta: float, normalise: bool) -> tuple[Tensor, Tensor]:
-    """Scores [Q, B] of everybody for the first samples as queries, and distances [Q, B] without gradient."""
-    import torch
-
+def _points(embedding: Tensor, normalise: bool) -> Tensor:
+    """[B, D]."""
     from kdsearch.kd_methods.numerics import rescale, unit, widen
 
     x = widen(embedding).flatten(1)
-    if normalise:
-        x = unit(rescale(x))
-    # Not by a product of matrices: the nearest samples are the ones whose digits would cancel.
-    distances = torch.cdist(x[:asked], x, compute_mode="donot_use_mm_for_euclid_dist")
-    apart = distances > torch.finfo(x.dtype).tiny
-    powers = torch.where(apart, torch.where(apart, distances, 1.0) ** beta, 0.0)
-    return -alpha * powers, distances.detach()
+    return unit(rescale(x)) if normalise else x
+
+
+def _scores(distances: Tensor, alpha: float, beta: float) -> Tensor:
+    import torch
+
+    apart = distances > torch.finfo(distances.dtype).tiny
+    return -alpha * torch.where(apart, torch.where(apart, distances, 1.0) ** beta, 0.0)
 
 
 def _log_probability(scores: Tensor) -> Tensor:

@@ -73,11 +73,18 @@ def _semantic(student: Tensor, teacher: Tensor) -> Tensor:
     width = min(student.shape[1], teacher.shape[1])
     # Signs and directions do not depend on the scale, and a confident network's gradient is tiny.
     s, t = (rescale(x if x.shape[1] == width else F.adaptive_avg_pool1d(x, width)) for x in (student, teacher))
-    signs_s, signs_t = s.detach().sign(), t.detach().sign()
-    cosine = (unit(s) * unit(t)).sum(1)
-    agreement = (signs_s * signs_t).sum(1)
-    apart = signs_s.square().sum(1) + signs_t.square().sum(1) - 2 * agreement * cosine
-    return apart.mean() / width
+    return outer_distance(s.detach().sign(), t.detach().sign(), (unit(s) * unit(t)).sum(1))
+
+
+def outer_distance(student_signs: Tensor, teacher_signs: Tensor, cosine: Tensor) -> Tensor:
+    """Mean squared difference of two row-normalised outer products g gᵀ, averaged over the gradients' rows g.
+
+    Args:
+        student_signs, teacher_signs: [C, D], sign(g) times the length of that row of the normalised product: 1 or 0.
+        cosine: [C], of the student's g with the teacher's.
+    """
+    apart = student_signs.square().sum(1) + teacher_signs.square().sum(1)
+    return (apart - 2 * (student_signs * teacher_signs).sum(1) * cosine).mean() / student_signs.shape[1]
 
 
 @register
@@ -95,6 +102,7 @@ class DisWOTDistiller(RelationMethod):
     title = "DisWOT: Student Architecture Search for Distillation WithOut Training"
     paper = "arXiv 2303.15678"
     year = 2023
+    reads_labels = True
     needs = Needs.of(Need.LOGITS, Need.EMBEDDING, Need.FEATURES)
     pairing = "last"
     same_classes = True

@@ -60,9 +60,9 @@ def irg(
     if len(student_features) != len(teacher_features):
         raise ValueError(f"irg: {len(student_features)} student layers for {len(teacher_features)} teacher layers")
     graphs = transformation == "graphs" and transform_weight > 0
-    inner = edges == "all" or graphs
-    s_edges = [_edges(x) for x in (*(student_features if inner else ()), student_embedding)]
-    t_edges = [_edges(x) for x in (*(teacher_features if inner else ()), teacher_embedding)]
+    layers = len(student_features) if edges == "all" else len(student_features) // 2 * 2 if graphs else 0
+    s_edges = [_edges(x) for x in (*student_features[:layers], student_embedding)]
+    t_edges = [_edges(x) for x in (*teacher_features[:layers], teacher_embedding)]
     compared = zip(s_edges, t_edges, strict=True) if edges == "all" else [(s_edges[-1], t_edges[-1])]
     total = edge_weight * _mean([(s - t).square().mean() for s, t in compared])
     if vertex_weight:
@@ -95,12 +95,17 @@ def _edges(features: Tensor) -> Tensor:
     """[B, B]."""
     import torch
 
-    from kdsearch.kd_methods.numerics import rescale, widen
+    from kdsearch.kd_methods.numerics import peak_of, rows, widen
 
-    x = rescale(widen(features).flatten(1))  # the largest distance takes the scale out
-    x = x - x.mean(0)  # distances stay, and fewer of their digits cancel
-    squares = x.square().sum(1)
-    distances = (squares[:, None] + squares - 2 * x @ x.T).clamp(min=0)
+    x = rows(widen(features))
+    # The largest distance takes the scale out. Shifted by the mean, distances stay, and fewer of their digits cancel.
+    # Since nothing depends on them, both are constants, and one pass over x applies them.
+    peak = peak_of(x)
+    scale = 1.0 / torch.where(peak > 0, peak, 1.0)
+    x = torch.addcmul(-(x.detach() * scale).mean(0), x, scale)
+    products = x @ x.T
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares - 2 * products).clamp(min=0)
     distances = distances.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0.0)
     # Under this the distances of equal rows are rounding, which must not be blown up to edges.
     noise = 64 * torch.finfo(x.dtype).eps * squares.detach().amax()
@@ -122,12 +127,12 @@ def _moved(before: Tensor, after: Tensor) -> Tensor:
     import torch.nn.functional as F
 
     from kdsearch.kd_methods.adapters import to_smaller
-    from kdsearch.kd_methods.numerics import widen
+    from kdsearch.kd_methods.numerics import peak_of, widen
 
     a, b = (x.flatten(2).transpose(1, 2) for x in to_smaller(widen(before), widen(after)))
     channels = min(a.shape[2], b.shape[2])
     a, b = (x if x.shape[2] == channels else F.adaptive_avg_pool1d(x, channels) for x in (a, b))
-    peak = torch.maximum(a.detach().abs().amax(), b.detach().abs().amax())
+    peak = torch.maximum(peak_of(a), peak_of(b))
     return ((a - b) / torch.where(peak > 0, peak, 1.0)).square().sum((1, 2))
 
 

@@ -69,12 +69,14 @@ def _unit(x: Tensor, eps: float) -> Tensor:
     """x over its length plus eps. Computed on x over its peak, so that squares neither overflow nor vanish."""
     import torch
 
-    peak = x.detach().abs().amax() if x.numel() else x.new_ones(())
+    from kdsearch.kd_methods.numerics import peak_of
+
+    peak = peak_of(x)
     peak = torch.where(peak > 0, peak, 1.0)
     x = x / peak
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     long = length > 1e-12  # a shorter one has no direction, and a gradient of one over eps
-    return torch.where(long, x / (torch.where(long, length, 1.0) + eps / peak), 0.0)
+    return x * torch.where(long, 1.0 / (torch.where(long, length, 1.0) + eps / peak), 0.0)
 
 
 def _gaussian(x: Tensor) -> Tensor:

@@ -38,9 +38,9 @@ def sp(student_features: Sequence[Tensor] | Tensor, teacher_features: Sequence[T
 
 def _similarity(features: Tensor) -> Tensor:
     """[B, B], rows of length one."""
-    from kdsearch.kd_methods.numerics import rescale, unit, widen
+    from kdsearch.kd_methods.numerics import rescale, rows, unit, widen
 
-    x = rescale(widen(features).flatten(1))  # normalised rows do not depend on the scale
+    x = rescale(rows(widen(features)))  # normalised rows do not depend on the scale
     return unit(x @ x.T)
 
 

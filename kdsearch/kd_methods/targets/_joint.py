@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from kdsearch.kd_methods.signals import ModelSpec, Need
+from kdsearch.kd_methods.tap import Tap
 from kdsearch.kd_methods.targets._transformations import copies, transform
 
 
@@ -28,7 +28,7 @@ class JointClassifier(nn.Module):
 
     Args:
         student: the network, whose own logits are left aside.
-        classifier: path of its classifier; what enters that layer is the embedding.
+        spec: the student's, with the path of its classifier; what enters that layer is the embedding.
         head: embedding [B, D] to joint logits [B, C · M], class-major.
         transformations: the set the head was trained on.
         aggregated: mean over all M transformed copies, in M forward passes' work; otherwise the untransformed copy's
@@ -39,34 +39,24 @@ class JointClassifier(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, classifier: str, head: nn.Module, transformations: str, *, aggregated: bool
+        self, student: nn.Module, spec: ModelSpec, head: nn.Module, transformations: str, *, aggregated: bool
     ) -> None:
         super().__init__()
         self.student, self.head = student, head
         self.transformations, self.aggregated = transformations, aggregated
-        self.classifier, self.copies = classifier, copies(transformations)
-        self._layer()
-
-    def _layer(self) -> nn.Module:
+        self.spec, self.copies = spec, copies(transformations)
         try:
-            return self.student.get_submodule(self.classifier)
+            student.get_submodule(spec.classifier or "")
         except AttributeError:
-            raise ValueError(f"the student has no layer {self.classifier!r} for a joint head to stand beside") from None
+            raise ValueError(f"the student has no layer {spec.classifier!r} for a joint head to stand beside") from None
 
     def embedding(self, images: Tensor) -> Tensor:
         """What enters the student's classifier, [B, D]."""
-        entered: list[Tensor] = []
-
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-            entered[:] = [args[0]]
-
         # For this pass only: the student may be trained, tapped and copied between two evaluations.
-        handle = self._layer().register_forward_pre_hook(keep)
-        try:
-            self.student(images)
-        finally:
-            handle.remove()
-        return entered[0].flatten(1)
+        with Tap(self.student, self.spec, frozenset({Need.EMBEDDING})) as tap:
+            embedding = tap(images).embedding
+        assert embedding is not None
+        return embedding
 
     def forward(self, images: Tensor) -> Tensor:
         if self.aggregated:

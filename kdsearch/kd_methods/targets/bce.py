@@ -63,6 +63,7 @@ class BCE(TargetMethod):
     title = "ResNet strikes back: An improved training procedure in timm"
     paper = "arXiv 2110.00476"
     year = 2021
+    reads_labels = True
     of_labels = True
     needs = Needs.of(student=(Need.LOGITS,))
     functional = staticmethod(bce)

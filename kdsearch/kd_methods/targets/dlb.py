@@ -64,6 +64,7 @@ class DLB(TargetMethod):
     title = "Self-Distillation from the Last Mini-Batch"
     paper = "arXiv 2203.16172"
     year = 2022
+    reads_labels = True
     needs = Needs.of(student=(Need.LOGITS,))
     functional = staticmethod(dlb)
 

@@ -63,9 +63,11 @@ class HSAKD(TargetMethod):
     title = "Hierarchical Self-supervised Augmented Knowledge Distillation"
     paper = "arXiv 2107.13715"
     year = 2021
+    reads_labels = True
     needs = Needs.of(Need.LOGITS, Need.FEATURES)
     pairing = "all"
     same_classes = True
+    views_only = True
     prepares = ("blocks", "passes")
     functional = staticmethod(hsakd)
 

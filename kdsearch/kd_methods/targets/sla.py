@@ -78,6 +78,7 @@ class SLA(TargetMethod):
     title = "Self-supervised Label Augmentation via Input Transformations"
     paper = "arXiv 1910.05872"
     year = 2020
+    reads_labels = True
     needs = Needs.of(student=(Need.LOGITS, Need.EMBEDDING))
     functional = staticmethod(sla)
 
@@ -88,7 +89,7 @@ class SLA(TargetMethod):
     sum_copies: bool = Flag(False)
     inference: str = Choice("classifier", ["classifier", "single", "aggregated"], searched=["classifier"])
 
-    _classifier: str | None = None
+    _student: ModelSpec | None = None
 
     def views(self) -> tuple[View, ...]:
         return (View("transformed", copies(self.transformations), partial(transform, name=self.transformations)),)
@@ -107,7 +108,7 @@ class SLA(TargetMethod):
         if self.inference != "classifier" and student.classifier is None:
             raise ValueError(f"sla.inference={self.inference} needs a student whose last layer is linear; it has none")
         check("sla", self.transformations, student.input_shape)
-        self._classifier = student.classifier
+        self._student = student
         return nn.Linear(student.embedding, student.classes * copies(self.transformations))
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
@@ -130,6 +131,6 @@ class SLA(TargetMethod):
             return student
         from kdsearch.kd_methods.targets._joint import JointClassifier
 
-        assert self._classifier is not None
+        assert self._student is not None
         aggregated = self.inference == "aggregated"
-        return JointClassifier(student, self._classifier, self.parts, self.transformations, aggregated=aggregated)
+        return JointClassifier(student, self._student, self.parts, self.transformations, aggregated=aggregated)

@@ -101,6 +101,7 @@ class TfKD(TargetMethod):
     title = "Revisiting Knowledge Distillation via Label Smoothing Regularization"
     paper = "arXiv 1909.11723"
     year = 2020
+    reads_labels = True
     of_labels = True
     needs = Needs.of(student=(Need.LOGITS,))
     functional = staticmethod(tf_kd)

@@ -110,6 +110,7 @@ class USKD(TargetMethod):
     title = "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss"
     paper = "arXiv 2303.13005"
     year = 2023
+    reads_labels = True
     needs = Needs.of(student=(Need.LOGITS, Need.FEATURES))
     pairing = "all"
     functional = staticmethod(uskd)

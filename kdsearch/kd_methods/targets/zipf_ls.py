@@ -96,6 +96,7 @@ class ZipfLS(TargetMethod):
     title = "Efficient One Pass Self-distillation with Zipf's Label Smoothing"
     paper = "arXiv 2207.12980"
     year = 2022
+    reads_labels = True
     needs = Needs.of(student=(Need.LOGITS, Need.FEATURES, Need.MAP, Need.CLASSIFIER))
     pairing = "all"
     functional = staticmethod(zipf_ls)

@@ -10,10 +10,14 @@ from torch import Generator, Tensor
 
 
 class Shown(NamedTuple):
-    """What a loss has to know of a masked view: `visible` [B, h, w], and the whole images."""
+    """What a loss has to know of a masked view: `visible` [B, h, w], and the whole images.
+
+    `kept` is the number of visible cells where that is the same in every image.
+    """
 
     visible: Tensor
     images: Tensor
+    kept: int | None = None
 
 
 def random_cells(
@@ -23,10 +27,13 @@ def random_cells(
 
     Source: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, section 3.
     """
-    cells = grid[0] * grid[1]
-    kept = max(1, round((1.0 - ratio) * cells))
-    order = torch.rand(count, cells, generator=generator, device=device).argsort(1).argsort(1)
-    return (order < kept).view(count, *grid)
+    order = torch.rand(count, grid[0] * grid[1], generator=generator, device=device).argsort(1).argsort(1)
+    return (order < visible_cells(grid, ratio)).view(count, *grid)
+
+
+def visible_cells(grid: tuple[int, int], ratio: float) -> int:
+    """How many cells of each image `random_cells` shows."""
+    return max(1, round((1.0 - ratio) * grid[0] * grid[1]))
 
 
 def one_block(
@@ -73,7 +80,7 @@ def masked_at_random(
 ) -> tuple[Tensor, Shown]:
     """Images of which a share of the cells is hidden, and which."""
     visible = random_cells(len(images), grid, ratio, generator, images.device)
-    return hide(images, visible), Shown(visible, images)
+    return hide(images, visible), Shown(visible, images, visible_cells(grid, ratio))
 
 
 def masked_by_a_block(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import Stage, TokenMethod
+from kdsearch.kd_methods.method import Stage, TokenMethod, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals, View
 from kdsearch.kd_methods.softening import reduce
 from kdsearch.parameters import Choice, Flag, Float, Int
@@ -67,9 +67,10 @@ class DMAE(TokenMethod):
     """Student and teacher see the same masked image, and their tokens agree at three quarters of either depth.
 
     A joint linear layer brings the student's tokens to the teacher's width; class tokens take part where both sides
-    have them. The teacher runs no further than the stage that is read, where nothing else reads it. Hidden cells are
-    painted in the mean colour of the visible ones, where a masked autoencoder leaves their tokens out: so any student
-    and teacher will do, at the cost of whole images. The mask lies on the smaller of both stages' grids.
+    have them. The teacher runs no further than the stage that is read, where nothing else reads it. The mask lies on
+    the smaller of both stages' grids. A transformer that lets patches go (timm's plain ones do) runs on the visible
+    ones alone, once they know their positions; any other network sees the hidden cells painted in the mean colour of
+    the visible ones, at the cost of whole images. So does a transformer whose patch grid the mask's does not divide.
 
     The published procedure is `staged`: this alone, then labels. `reconstruction` adds the published decoder and its
     loss on the hidden pixels, in [0, 1] here, at equal weight; it is off since it is larger than small students are.
@@ -83,6 +84,7 @@ class DMAE(TokenMethod):
     needs = Needs.of(Need.FEATURES)
     pairing = "0.75>0.75"
     spatial = True
+    views_only = True
     functional = staticmethod(dmae)
 
     weight: float = Float(1.0, low=0.1, high=30, log=True)
@@ -105,18 +107,13 @@ class DMAE(TokenMethod):
             self.pairing = "0.75>0.75, 1>0.75"  # type: ignore[misc]
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("alignment", self.alignment_share, terms="own", labels=False),
-            Stage("labels", 1.0 - self.alignment_share, terms="others", labels=True),
-        )
+        return alone_first("alignment", self.alignment_share, "labels") if self.staged else ()
 
     def views(self) -> tuple[View, ...]:
         from kdsearch.kd_methods.tokens._masking import masked_at_random
 
         mask = partial(masked_at_random, grid=self._grid, ratio=self.mask_ratio)
-        return (View(VIEW, 1, mask, teacher=True),)
+        return (View(VIEW, 1, mask, teacher=True, sparse=("token",)),)
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         """The joint layer, and the decoder.

@@ -110,6 +110,7 @@ class SMKD(TokenMethod):
     title = "Supervised Masked Knowledge Distillation for Few-Shot Transformers"
     paper = "arXiv 2303.15466"
     year = 2023
+    reads_labels = True
     needs = Needs.of(Need.FEATURES, Need.EMBEDDING, teacher=(Need.CLASSIFIER,))
     pairing = "last"
     functional = staticmethod(smkd)

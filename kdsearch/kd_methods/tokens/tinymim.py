@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.method import Stage, TokenMethod
+from kdsearch.kd_methods.method import Stage, TokenMethod, alone_first
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals
 from kdsearch.kd_methods.softening import reduce
 from kdsearch.parameters import Flag, Float
@@ -86,12 +86,7 @@ class TinyMIM(TokenMethod):
         self.pairing = f"1>{self.teacher_depth:g}"  # type: ignore[misc]
 
     def stages(self) -> tuple[Stage, ...]:
-        if not self.staged:
-            return ()
-        return (
-            Stage("relations", self.relation_share, terms="own", labels=False),
-            Stage("labels", 1.0 - self.relation_share, terms="others", labels=True),
-        )
+        return alone_first("relations", self.relation_share, "labels") if self.staged else ()
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
         """What brings both sides to the same heads and tokens.
