@@ -157,6 +157,17 @@ class Recipe:
         return hash(self.hash)
 
 
+def student_text(recipe: Recipe) -> str:
+    """The architecture in a few words."""
+    nodes = [recipe.student] + ([recipe.transform] if recipe.transform.name != "none" else [])
+    return " + ".join(map(_node_text, nodes))
+
+
+def _node_text(node: Node) -> str:
+    inside = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in node.hyper.items())
+    return f"{node.name}({inside})" if inside else node.name
+
+
 def content_hash(data: Any) -> str:
     """A short name for plain data that depends on its content alone; floats count to twelve significant digits."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.kd_methods import METHODS, DataMethod, KDMethod, ModelSpec, Need
+from kdsearch.kd_methods.strategy import EVERY, HYBRID, TEACHER
 from kdsearch.search_space.recipe import NEUTRAL, Recipe
 from kdsearch.search_space.students.family import STUDENTS
 
@@ -17,7 +18,9 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
     teaching = METHODS[teaching_name]
     supplies: frozenset[Need] = getattr(teaching, "supplies", frozenset())
     own_objective = bool(getattr(teaching, "own_objective", False))
-    fixed_teacher = not own_objective
+    plan = teaching(**recipe.policies["teaching"].hyper).plan()  # type: ignore[attr-defined]
+    trained_before = {model.name for model in plan.pretrain}
+    fixed_teacher = bool(plan.residuals or {TEACHER, EVERY, *trained_before} & set(plan.teachers))
     # Instances, not classes: what a method reads can depend on its hyper-parameters.
     for slot, cls in recipe.methods():
         lacking = cls.branches - family.supports
@@ -40,6 +43,13 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
         by_labels = any(stage.terms == "none" and stage.labels for stage in cls.stages())
         if by_labels and not recipe.ce_weight:
             return f"{slot}={cls.name} ends with a stage of labels alone, and ce.weight is 0"
+    if plan.pivot and (teacher is None or teacher.classes != classes):
+        return f"teaching={teaching_name} trains a teacher of the data's {classes} classes on, and the run has none"
+    if plan.residuals and teacher is None:
+        return f"teaching={teaching_name} closes the gap to a teacher, and the run has none"
+    optimizer = recipe.policies["optimizer"].name
+    if HYBRID in plan.teachers and METHODS[optimizer].split_gradients:  # type: ignore[attr-defined]
+        return f"optimizer={optimizer} takes losses apart, and those of teaching={teaching_name} belong to all learners"
     data = METHODS[recipe.policies["data"].name]
     if issubclass(data, DataMethod) and data.needs_teacher and "logits" not in recipe.terms:
         return f"data={data.name} trains on soft labels alone and needs a logit term"

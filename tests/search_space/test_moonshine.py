@@ -28,14 +28,35 @@ BLOCK_NAMES = DECLARED.options if isinstance(DECLARED, Choices) else ()
 
 # WRN-40-2 at 100 classes: parameters, and millions of multiply-accumulates at 32 px, of the authors' code.
 WRN_40_2 = {
+    "Conv": (2_255_156, 327.6),
+    "G2B2": (311_732, 46.8),
     "Conv2x2": (1_018_676, 146.7),
+    "G4B2": (335_924, 52.9),
     "DConv": (305_124, 44.1),
-    "DConvG16": (652_884, 133.2),
-    "DConvA2": (1_370_580, 197.5),
-    "ConvB2": (868_148, 125.5),
+    "G8B2": (384_308, 65.3),
+    "DConvG2": (328_308, 50.1),
     "G16B2": (481_076, 90.1),
+    "DConvG4": (374_676, 61.9),
+    "A2B2": (577_844, 83.0),
+    "DConvG8": (467_412, 85.7),
+    "A4B2": (432_692, 61.8),
+    "DConvG16": (652_884, 133.2),
+    "A8B2": (360_116, 51.2),
+    "DConvA2": (1_370_580, 197.5),
     "A16B2": (323_828, 45.9),
+    "DConvA4": (826_260, 117.8),
+    "G2B4": (170_612, 24.4),
+    "DConvA8": (554_100, 78.0),
+    "G4B4": (182_708, 27.5),
+    "DConvA16": (418_020, 58.1),
     "G8B4": (206_900, 33.7),
+    "ConvB2": (868_148, 125.5),
+    "DConvB2": (299_636, 43.7),
+    "ConvB4": (303_668, 42.5),
+    "DConvB4": (164_564, 22.8),
+    "ConvB8": (130_292, 17.0),
+    "DConvB8": (97_028, 12.4),
+    "ConvB16": (70_820, 8.2),
     "DConvB16": (63_260, 7.2),
 }
 
@@ -80,23 +101,43 @@ def test_residual_blocks_cost_what_the_authors_do(case: dict[str, Any]) -> None:
     assert measure.parameters(model[1]) == case["params_total"]
 
 
+@pytest.fixture
+def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as memory has them: sizes do not depend on them, and drawing takes most of the time."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+def wide_resnet(label: str, depth: int, classes: int) -> nn.Module:
+    transform = TRANSFORMS["none"]() if label == "Conv" else TRANSFORMS["moonshine"](**parse(label))
+    return transform.apply(students.create("wrn", depth=depth, width=2).build((3, 32, 32), classes))
+
+
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("label", GOLDEN["wrn_40_2_cifar10_total_params"])
 def test_whole_network_at_ten_classes(label: str) -> None:
-    if label == "Conv":
-        transform = TRANSFORMS["none"]()
-    else:
-        transform = TRANSFORMS["moonshine"](**parse(label))
-    with torch.device("meta"):
-        model = transform.apply(students.create("wrn", depth=40, width=2).build((3, 32, 32), 10))
-    assert measure.parameters(model) == GOLDEN["wrn_40_2_cifar10_total_params"][label]
+    assert measure.parameters(wide_resnet(label, 40, 10)) == GOLDEN["wrn_40_2_cifar10_total_params"][label]
 
 
+@pytest.mark.usefixtures("uninitialised")
 @pytest.mark.parametrize("label", WRN_40_2)
 def test_whole_network_at_a_hundred_classes(label: str) -> None:
+    """Depth 16 has one block a stage more than depth 10, and depth 40 has five more."""
+    ten, sixteen = (wide_resnet(label, depth, 100) for depth in (10, 16))
+    size = measure.parameters(ten) + 5 * (measure.parameters(sixteen) - measure.parameters(ten))
+    assert size == WRN_40_2[label][0]
+    less, more = (measure.macs(model, (3, 32, 32)) for model in (ten, sixteen))
+    assert round((less + 5 * (more - less)) / 1e6, 1) == WRN_40_2[label][1]
+
+
+@pytest.mark.usefixtures("uninitialised")
+def test_a_combination_that_leaves_fewer_channels_than_a_group_has() -> None:
+    """G16B4 on the first stage: 32 / 4 = 8 channels, no group of 16. The stage stays as it is, and is named."""
     model = students.create("wrn", depth=40, width=2).build((3, 32, 32), 100)
-    model = TRANSFORMS["moonshine"](**parse(label)).apply(model)
-    assert measure.parameters(model) == WRN_40_2[label][0]
-    assert round(measure.macs(model, (3, 32, 32)) / 1e6, 1) == WRN_40_2[label][1]
+    done, kept = replace_convolutions(model, "GB", 16, 4)
+    assert done == 24
+    assert len(kept) == 12
+    assert all(path.startswith("stage1.") and "cannot be divided by 16" in why for path, why in kept.items())
 
 
 def test_sliding_over_channels_is_the_convolution_it_stands_for() -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdsearch.kd_methods.probe import probe
+from kdsearch.parameters import Choices
 from kdsearch.search_space import students
 from kdsearch.search_space.students import measure
 from kdsearch.search_space.students.networks.vit import Involution
@@ -111,3 +113,22 @@ def test_involution_is_the_sum_over_neighbourhoods() -> None:
     x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), by_hand(layer, x))
+
+
+@pytest.mark.parametrize(("branches", "size"), [((), 5_717_416), (("distillation_token",), 5_910_800)])
+def test_tiny_deit_has_its_published_size(branches: tuple[str, ...], size: int) -> None:
+    family = students.create("vit", patch=16, dim=192, depth=12, heads=3)
+    assert measure.parameters(family.build((3, 224, 224), 1000, branches=frozenset(branches))) == size
+
+
+@pytest.mark.parametrize(("shape", "patch", "side"), [((1, 8, 8), 2, 4), ((1, 8, 8), 4, 2), ((3, 32, 32), 4, 8)])
+def test_tiny_deit_for_small_images(shape: tuple[int, int, int], patch: int, side: int) -> None:
+    """Width, depth and heads of the published one, all of them in the searched ranges; patches that suit the image."""
+    family = students.create("vit", patch=patch, dim=192, depth=12, heads=3)
+    for key, value in family.hyper.items():
+        found = family.parameters[key]
+        assert value in found.searched if isinstance(found, Choices) else found.low <= float(value) <= found.high
+    spec = probe(family.build(shape, 10, branches=frozenset({"distillation_token"})), shape)
+    assert [(s.kind, s.channels, s.size, s.prefix, s.heads) for s in spec.stages] == [
+        ("token", 192, (side, side), 2, 3)
+    ] * 4

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
 from kdsearch.kd_methods.method import OptimizerMethod
+from kdsearch.kd_methods.optimizer._decay import groups
 from kdsearch.parameters import Float
 
 if TYPE_CHECKING:
@@ -30,5 +31,5 @@ class AdamW(OptimizerMethod):
         from torch.optim import AdamW as TorchAdamW
 
         return TorchAdamW(
-            parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, foreach=True
+            groups(parameters), lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay, foreach=True
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
 from kdsearch.kd_methods.method import OptimizerMethod
+from kdsearch.kd_methods.optimizer._decay import groups
 from kdsearch.parameters import Float
 
 if TYPE_CHECKING:
@@ -46,5 +47,5 @@ class DOT(OptimizerMethod):
         from kdsearch.kd_methods.optimizer._split_momentum import SplitMomentum
 
         return SplitMomentum(
-            parameters, lr=self.lr, momentum=self.momentum, delta=self.delta, weight_decay=self.weight_decay
+            groups(parameters), lr=self.lr, momentum=self.momentum, delta=self.delta, weight_decay=self.weight_decay
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
 from kdsearch.kd_methods.method import OptimizerMethod
+from kdsearch.kd_methods.optimizer._decay import groups
 from kdsearch.parameters import Flag, Float
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class SGD(OptimizerMethod):
         from torch.optim import SGD as TorchSGD
 
         return TorchSGD(
-            parameters,
+            groups(parameters),
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov and self.momentum > 0,

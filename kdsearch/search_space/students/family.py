@@ -32,6 +32,8 @@ class StudentFamily(Declared):
     def build(self, input_shape: InputShape, classes: int, *, branches: frozenset[str] = frozenset()) -> nn.Module:
         """The network with fresh random weights, on the CPU: images [B, *input_shape] to logits [B, classes].
 
+        Its attribute `built_for` is the input shape.
+
         Args:
             input_shape: channels, height, width.
             branches: extra heads that methods have asked for.
@@ -47,7 +49,9 @@ class StudentFamily(Declared):
             raise ValueError(f"{self.name} takes an input of (channels, height, width), not {input_shape!r}")
         if classes < 1:
             raise ValueError(f"{self.name} needs at least one class, not {classes!r}")
-        return self.network(input_shape, classes, branches)
+        network = self.network(input_shape, classes, branches)
+        network.built_for = input_shape  # type: ignore[assignment]
+        return network
 
     def network(self, input_shape: InputShape, classes: int, branches: frozenset[str]) -> nn.Module:
         """What a family implements: the network for arguments that `build` has checked."""

@@ -39,15 +39,27 @@ class Timm(StudentFamily):
             tries = [{**size, "dynamic_img_size": True}, {**size, "strict_img_size": False}, size, {}]
         for options in tries:
             try:
-                return timm.create_model(
+                model = timm.create_model(
                     self.model, pretrained=False, num_classes=classes, in_chans=input_shape[0], **options
                 )
+                _run(model, input_shape)
+                return model
             except TypeError as error:
                 if options == tries[-1] or "unexpected keyword" not in str(error):
                     raise ValueError(f"timm cannot build {self.model!r} for {input_shape}: {error}") from error
-            except (AssertionError, RuntimeError, ZeroDivisionError) as error:
+            except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
                 raise ValueError(f"timm cannot build {self.model!r} for {input_shape}: {error}") from error
         raise AssertionError("the last try returns or raises")
+
+
+def _run(model: nn.Module, input_shape: InputShape) -> None:
+    """One black image: a network may be built for an input that its layers then cannot take."""
+    import torch
+
+    from kdsearch.kd_methods.dry_run import evaluating
+
+    with evaluating(model), torch.no_grad():
+        model(torch.zeros(1, *input_shape))
 
 
 def _nearest(name: str) -> str:

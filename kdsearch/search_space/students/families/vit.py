@@ -33,7 +33,7 @@ class ViT(StudentFamily):
     year = 2021
     supports = frozenset({"distillation_token", "patch_head", "advice_tokens", "attention"})
 
-    patch: int = Choice(4, (2, 4, 8, 16), searched=(4, 8), doc="side of a patch in pixels")
+    patch: int = Choice(4, (2, 4, 8, 16), searched=(2, 4, 8), doc="side of a patch in pixels")
     dim: int = Int(96, low=48, high=192, step=48, domain=(4, 4096), doc="embedding width, a multiple of heads")
     depth: int = Int(6, low=3, high=12, domain=(1, 64), doc="transformer blocks")
     heads: int = Choice(3, (1, 2, 3, 4, 6, 8, 12, 16), searched=(2, 3, 4, 6), doc="attention heads")

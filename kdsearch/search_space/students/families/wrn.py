@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class WideResNet(StudentFamily):
     """Pre-activation residual network: wrn_40_2 is depth 40 at width 2.
 
-    The stem has 16 channels, the stages 16, 32 and 64 times `width`; below width 1 the stem shrinks with them.
+    The stem has 16 channels, the stages 16, 32 and 64 times `width`, each times a factor of its own; the stem is no
+    wider than the first stage.
 
     Source: Zagoruyko, Komodakis, Wide Residual Networks, BMVC 2016, table 1.
     """
@@ -28,6 +29,9 @@ class WideResNet(StudentFamily):
 
     depth: int = Int(16, low=10, high=40, step=6, domain=(10, 1204), doc="layers, 6n + 4")
     width: float = Float(1.0, low=0.5, high=4.0, log=True, domain=(1 / 16, 64), doc="widening factor k")
+    width1: float = Float(1.0, low=0.5, high=2.0, log=True, domain=(1 / 16, 16), doc="further factor on stage 1")
+    width2: float = Float(1.0, low=0.5, high=2.0, log=True, domain=(1 / 16, 16), doc="further factor on stage 2")
+    width3: float = Float(1.0, low=0.5, high=2.0, log=True, domain=(1 / 16, 16), doc="further factor on stage 3")
 
     @classmethod
     def check(cls, hyper: Mapping[str, Any]) -> dict[str, Value]:
@@ -41,7 +45,11 @@ class WideResNet(StudentFamily):
     def network(self, input_shape: InputShape, classes: int, branches: frozenset[str]) -> nn.Module:
         from kdsearch.search_space.students.networks.wrn import WideResNet as Network
 
-        first, second, third = (max(1, round(channels * self.width)) for channels in (16, 32, 64))
+        factors = (self.width1, self.width2, self.width3)
+        first, second, third = (
+            max(1, round(channels * self.width * factor))
+            for channels, factor in zip((16, 32, 64), factors, strict=True)
+        )
         return Network(input_shape[0], classes, (self.depth - 4) // 6, min(16, first), (first, second, third))
 
     def thinned(self, keep: float) -> Self | None:

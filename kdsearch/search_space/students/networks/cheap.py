@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.search_space.students.networks.initialise import initialise
+from kdsearch.search_space.students.networks.replacing import check_full, put
 
 
 class ChannelSlide(nn.Module):
@@ -68,24 +69,14 @@ def replace_convolutions(model: nn.Module, block: str, group: int, bottleneck: i
         if max(conv.kernel_size) == 1:
             continue
         try:
-            _eligible(conv)
+            check_full(conv)
             substitute = cheap(conv, block, group, bottleneck).to(conv.weight)
         except ValueError as error:
             kept[path] = str(error)
             continue
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, substitute)
+        put(model, path, substitute)
         replaced += 1
     return replaced, kept
-
-
-def _eligible(conv: nn.Conv2d) -> None:
-    if type(conv) is not nn.Conv2d:
-        raise ValueError(f"is a {type(conv).__name__}")
-    if conv.groups != 1:
-        raise ValueError(f"is grouped already ({conv.groups} groups)")
-    if len(set(conv.kernel_size)) > 1 or max(conv.dilation) > 1 or conv.padding_mode != "zeros":
-        raise ValueError("is not square, or dilated, or padded with other than zeros")
 
 
 def _groups(block: str, channels: int, group: int) -> int:

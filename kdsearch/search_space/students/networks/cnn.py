@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kdsearch.search_space.students.networks.initialise import initialise
-
-SMALLEST = 2  # pixels; a map of this side is not reduced further
+from kdsearch.search_space.students.networks.resolution import SMALLEST
 
 
 class PlainCNN(nn.Module):

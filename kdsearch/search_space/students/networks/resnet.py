@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -30,18 +31,20 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, three stages of `blocks` basic blocks, global average pool, linear head."""
+    """Stem, three stages of so many basic blocks, global average pool, linear head."""
 
-    def __init__(self, channels: int, classes: int, blocks: int, stem: int, widths: tuple[int, int, int]) -> None:
+    def __init__(
+        self, channels: int, classes: int, blocks: Sequence[int], stem: int, widths: tuple[int, int, int]
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             OrderedDict(
                 conv=nn.Conv2d(channels, stem, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(stem), relu=nn.ReLU(inplace=True)
             )
         )
-        self.stage1 = _stage(stem, widths[0], blocks, 1)
-        self.stage2 = _stage(widths[0], widths[1], blocks, 2)
-        self.stage3 = _stage(widths[1], widths[2], blocks, 2)
+        self.stage1 = _stage(stem, widths[0], blocks[0], 1)
+        self.stage2 = _stage(widths[0], widths[1], blocks[1], 2)
+        self.stage3 = _stage(widths[1], widths[2], blocks[2], 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(widths[2], classes)
         initialise(self)
