@@ -82,18 +82,23 @@ def _execute(run: Run, quiet: bool, as_json: bool) -> None:
 
 
 def _show_result(run: Run, as_json: bool) -> None:
+    from kdsearch.runs.report.front import front_rows, front_table
     from kdsearch.runs.report.tables import finals_rows, finals_table
 
+    rows = finals_rows(run)
+    front = front_rows(run, rows)
     if as_json:
         best = run.best
         result = {"event": "result", "run": str(run.path), "best": best.to_dict() if best else None}
-        click.echo(json.dumps(result | {"finals": finals_rows(run)}))
+        click.echo(json.dumps(result | {"finals": rows, "front": front}))
         return
     best = run.best
     if best is None:
         click.echo("no trial has finished; there is no best recipe. See the report for the reasons.")
     else:
         click.echo(finals_table(run))
+        if front:
+            click.echo(f"\n{front_table(front, run.config.metric, run.config.minimise)}\n")
         click.echo(f"best recipe  {best.equation()}")
         click.echo(f"             {run.place.best}")
         click.echo(f"student      {run.place.student}")
@@ -124,6 +129,8 @@ def status(run_dir: str, as_json: bool) -> None:
     for key, value in state.items():
         if isinstance(value, dict):
             value = ", ".join(f"{v} {k}" for k, v in value.items()) or "none"
+        elif isinstance(value, list):
+            value = ", ".join(f"trial {entry['trial']}" for entry in value) or "-"
         click.echo(f"{key:<8}  {value if value is not None else '-'}")
 
 
@@ -141,16 +148,19 @@ def report(run_dir: str, output: str | None) -> None:
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
+@click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial's recipe, such as one of the front.")
 @click.option("--format", "form", type=click.Choice(["kdsearch", "onnx"]), default="kdsearch", help="What to write.")
 @click.option("-o", "--output", metavar="FILE", required=True, help="Where to write it.")
 @reported
-def export(run_dir: str, form: str, output: str) -> None:
-    """Export a run's best recipe with its provenance, or its student as ONNX."""
-    from kdsearch.runs.export.files import write_recipe
+def export(run_dir: str, trial: int | None, form: str, output: str) -> None:
+    """Export a run's best recipe with its provenance, or its student as ONNX; or the recipe of any complete trial."""
+    from kdsearch.runs.export.files import of_trial, write_recipe
     from kdsearch.runs.run import Run
 
     opened = Run(run_dir)
-    winner = opened.finals.winner()
+    if trial is not None and form == "onnx":
+        raise UserError("--trial: a trial of the search leaves a recipe and no student; export it, `kdsearch train` it")
+    winner = opened.finals.winner() if trial is None else of_trial(opened, trial)
     if winner is None:
         raise UserError(f"{run_dir}: no finalist has finished; there is no best recipe to export")
     if form == "onnx":

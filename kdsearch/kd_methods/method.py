@@ -38,6 +38,11 @@ class Stage:
     best: bool = False
 
 
+def alone_first(name: str, share: float, then: str = "student", *, terms: str = "others") -> tuple[Stage, Stage]:
+    """A method's own terms without labels for `share` of the budget, then `terms` ("others" or "all") with labels."""
+    return Stage(name, share, terms="own", labels=False), Stage(then, 1.0 - share, terms=terms)
+
+
 class Frozen(Protocol):
     """A frozen teacher and the training data, as `KDMethod.prepare` sees them.
 
@@ -77,8 +82,12 @@ class KDMethod(Declared):
         pairing: None where the recipe's layer pairing applies, else the one policy that the method is defined for;
             "separate" gives it all stages of either side, unpaired.
         spatial: reads maps larger than 1×1; the space keeps it away from stages without any.
+        reads_labels: of every sample: it cannot be used where some have none.
+        additive: its loss is the sum over the layer pairs, so that each pair may have a share of its own.
         same_classes: compares logits class by class, so that teacher and student need the same classes.
         ce_weight: the published weight of the hard-label cross-entropy beside this method.
+        views_only: it reads a teacher in its own views alone, never at the batch or at a companion: nothing of these is
+            computed or stored for it.
         searched: False keeps it out of a space that does not name it: it changes what is compared, not how well.
         student_view: it changes what the student is shown at test time too, so that baselines keep it.
         prepares: hyper-parameters that `prepare` depends on; others share its result.
@@ -94,8 +103,11 @@ class KDMethod(Declared):
     branches: ClassVar[frozenset[str]] = frozenset()
     pairing: ClassVar[str | None] = None
     spatial: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
     same_classes: ClassVar[bool] = False
     ce_weight: ClassVar[float] = 1.0
+    views_only: ClassVar[bool] = False
     searched: ClassVar[bool] = True
     student_view: ClassVar[bool] = False
     prepares: ClassVar[tuple[str, ...]] = ()

@@ -32,6 +32,9 @@ class Need(StrEnum):
     QKV = "qkv"  # by stage [B, 3, heads, N, d]: queries, keys and values of its last attention, prefix tokens first
 
 
+UNLABELLED = -100
+"""The label of a sample that has none; torch's cross-entropy leaves it out."""
+
 STAGED = frozenset({Need.FEATURES, Need.PREACT, Need.QKV, Need.ATTENTION_GRADIENT})
 """What is read at the paired stages, one tensor a stage."""
 
@@ -168,8 +171,8 @@ class Batch:
     """What a step is about, beside the two models' signals.
 
     Attributes:
-        target: [B] class labels; under mixup the label of the larger share.
-        soft_target: [B, C] mixed labels under mixup or cutmix, else None.
+        target: [B] class labels, UNLABELLED where there is none; under mixup the label of the larger share.
+        soft_target: [B, C] mixed labels under mixup or cutmix, else None; no share of a class for what has no label.
         ids: [B] sample ids in 0..N-1 of the training split; they address memory banks.
         progress: share of the present stage that is done, in [0, 1).
         generator: for draws a method makes itself, on the tensors' device.
@@ -177,6 +180,7 @@ class Batch:
         views: by name, the batch that a view or companion of this step makes: its own labels and ids.
         share: [B], in a view that mixes two images: the share of the first.
         aside: what a view's `apply` gave beside its images, such as the mask it has drawn.
+        partly: some training samples have no label.
     """
 
     target: Tensor
@@ -188,6 +192,7 @@ class Batch:
     views: dict[str, Batch] = field(default_factory=dict)
     share: Tensor | None = None
     aside: Any = None
+    partly: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,12 @@ class View:
     and gives the images and the first one's share [B], which arrives as `batch.views[name].share`. Without, it may give
     the images and anything else that the loss has to know, which arrives as `batch.views[name].aside`. The view's
     signals arrive as `student.views[name]` (and the teacher's, if `teacher`, from a live pass).
+
+    Where `sparse` names kinds of stages, that is a record with `visible` [B, h, w] and `kept`, how many cells of each
+    image are visible, and models of these kinds are kept to what is visible. "token": those with an `entrance` run on
+    the patches of visible cells alone, where these divide the patch grid; their stages hold zeros elsewhere, and what
+    has no place on the grid (`qkv`, `patch_logits`) has the visible tokens only. "map": hidden places are set to zero
+    before every convolution. Other models are shown the images as they are.
     """
 
     name: str
@@ -206,6 +217,7 @@ class View:
     apply: Callable[..., Any]
     teacher: bool = False
     beside: str | None = None
+    sparse: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,7 +265,8 @@ class ModelSpec:
     """What a method may know of a model when it builds its projectors. `stages` are the paired ones, in order.
 
     `classifier` is the path of the layer that gives the logits, None where that is no linear layer. `map` is the stage
-    whose mean over positions is the embedding, None where nothing in the model is.
+    whose mean over positions is the embedding, None where nothing in the model is. `entrance` is the layer behind which
+    tokens know their positions and patches may be left out, None where they may not.
     """
 
     stages: tuple[StageSpec, ...]
@@ -263,14 +276,18 @@ class ModelSpec:
     parameters: int = 0
     classifier: str | None = None
     map: StageSpec | None = None
+    entrance: str | None = None
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a method may know of the training data. `labels` is [N], by sample id; `batch` the largest batch."""
+    """What a method may know of the training data. `labels` is [N], by sample id, UNLABELLED where there is none;
+    `batch` the largest batch; `partly` says that some labels are missing.
+    """
 
     samples: int
     classes: int
     input_shape: tuple[int, int, int]
     labels: Tensor | None = None
     batch: int = 64
+    partly: bool = False

@@ -20,6 +20,7 @@ from kdsearch.runs.engines.pool import PoolEngine
 from kdsearch.runs.folder import RunFolder
 from kdsearch.runs.jobs import Ladder
 from kdsearch.runs.settings import Settings, pick_device
+from kdsearch.runs.sizes import PLAIN, Sizes
 from kdsearch.runs.trial import Runner
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import NEUTRAL
@@ -51,6 +52,8 @@ def data(config: RunConfig, device: torch.device) -> Data:
         shift=given.shift,
         flip=given.flip,
         crop=given.crop,
+        labelled=given.labelled,
+        unlabelled=given.unlabelled,
         loader_workers=given.loader_workers,
         device=device,
     )
@@ -63,8 +66,8 @@ def ladder(config: RunConfig) -> Ladder:
         rungs,
         tuple(config.proxies.names),
         config.proxies.prune_by,
-        max_parameters=limits.parameters,
-        max_macs=limits.macs,
+        limits={name: limit for name, limit in limits.given().items() if name in PLAIN},
+        batch=limits.batch,
     )
 
 
@@ -76,8 +79,10 @@ def world(config: RunConfig, folder: Path, device: str, progress: teacher.Progre
     """Data and teacher on a device. The teacher is trained here if it is not there yet."""
     target = pick_device(device)
     loaded, how = data(config, target), settings(config)
-    model = teacher.prepare(config, loaded, how, cache(config, folder), progress)
-    return World(loaded, model, how, cache(config, folder), config.metric, config.seed)
+    place = cache(config, folder)
+    model = teacher.prepare(config, loaded, how, place, progress)
+    others = teacher.further(config, loaded, how, place, progress)
+    return World(loaded, model, how, place, config.metric, config.seed, others=others)
 
 
 def runner(folder: str, device: str) -> Runner:
@@ -87,14 +92,22 @@ def runner(folder: str, device: str) -> Runner:
     return Runner(world(config, place.path, device), ladder(config), place.path)
 
 
-def space(config: RunConfig, model: ModelSpec | None, classes: int) -> SearchSpace:
-    """The config's space; methods that compare logits class by class leave it when the teacher has other classes."""
-    found = SearchSpace.from_dict(config.space)
-    if model is not None and model.classes != classes:
-        for slot, entries in found.options.items():
-            if slot in ("student", "transform"):
-                continue
-            for name in [n for n in entries if n in METHODS and METHODS[n].same_classes]:
+def sizes(config: RunConfig, loaded: Data, model: ModelSpec | None, folder: Path) -> Sizes:
+    """What measures students beside the limits; `folder` is where latencies are kept."""
+    return Sizes(loaded, model, folder, config.limits.given(), config.limits.batch)
+
+
+def space(whole: SearchSpace, model: ModelSpec | None, classes: int, *, partly: bool = False) -> SearchSpace:
+    """The space without what compares logits class by class where the teacher has other classes, and without what
+    reads every label where the data is labelled in part.
+    """
+    found = SearchSpace(whole.options, ce_weight=whole.ce_weight, pairing=whole.pairing, max_terms=whole.max_terms)
+    others = model is not None and model.classes != classes
+    for slot, entries in found.options.items():
+        if slot in ("student", "transform"):
+            continue
+        for name in [n for n in entries if n in METHODS]:
+            if (others and METHODS[name].same_classes) or (partly and METHODS[name].reads_labels):
                 del entries[name]
     return found
 

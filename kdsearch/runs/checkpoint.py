@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def save(training: Training, seconds: float) -> None:
     """Write the whole state; the file appears whole or not at all."""
     assert training.state_file is not None
+    average, pivot = training.classroom.average, training.classroom.pivot
     state = {
         "recipe": training.recipe.hash,
         "done": training.done,
@@ -20,15 +21,14 @@ def save(training: Training, seconds: float) -> None:
         "seconds": seconds,
         "curve": training.curve,
         "generator": training.generator.get_state(),
-        "losses": training.losses,
-        "counts": training.counts,
-        "loss_curve": training.loss_curve,
+        "losses": training.losses.state_dict(),
         "best": training.best,
         "curriculum": training.curriculum.state_dict(),
         "modules": [learner.network.module.state_dict() for learner in training.learners],
         "parts": [learner.objective.parts.state_dict() for learner in training.learners],
         "optimizers": [learner.optimizer.state_dict() for learner in training.learners],
-        "average": training.average.module.state_dict() if training.average is not None else {},
+        "average": average.module.state_dict() if average is not None else {},
+        "pivot": [pivot.network.module.state_dict(), pivot.optimizer.state_dict()] if pivot is not None else [],
     }
     training.state_file.parent.mkdir(parents=True, exist_ok=True)
     partial = training.state_file.with_suffix(".partial")
@@ -49,13 +49,14 @@ def restore(training: Training) -> dict[str, Any] | None:
     for k, learner in enumerate(training.learners):
         learner.network.module.load_state_dict(state["modules"][k])
         learner.objective.parts.load_state_dict(state["parts"][k])
-    if training.average is not None:
-        training.average.module.load_state_dict(state["average"])
+    if training.classroom.average is not None:
+        training.classroom.average.module.load_state_dict(state["average"])
+    if training.classroom.pivot is not None:
+        training.classroom.pivot.network.module.load_state_dict(state["pivot"][0])
     training.generator.set_state(state["generator"].cpu())
     training.done, training.steps, training.spent = state["done"], state["steps"], state["seconds"]
     training.curve = [tuple(point) for point in state["curve"]]
-    training.losses, training.counts = state["losses"], state["counts"]
-    training.loss_curve, training.best = state["loss_curve"], state["best"]
+    training.losses.load_state_dict(state["losses"])
+    training.best = state["best"]
     training.curriculum.load_state_dict(state["curriculum"])
-    training.resume_notes()
     return state

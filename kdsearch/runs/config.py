@@ -22,6 +22,9 @@ from kdsearch.search_space.space import SearchSpace
 
 DEFAULT = Path(__file__).parent / "default.yaml"
 METRICS = Literal["accuracy", "balanced_accuracy", "top5", "nll"]
+QUANTITY = Literal["parameters", "macs", "memory", "latency"]
+QUANTITIES: tuple[QUANTITY, ...] = ("parameters", "macs", "memory", "latency")
+"""What a student costs; memory in MiB, latency in milliseconds."""
 
 
 class Section(BaseModel):
@@ -29,7 +32,10 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """What to learn from. `root` is a local folder; nothing is downloaded."""
+    """What to learn from. `root` is a local folder; nothing is downloaded.
+
+    `labelled` is the share of the training images that keep their labels, `unlabelled` a folder of further images.
+    """
 
     name: str = "digits"
     root: str | None = None
@@ -39,6 +45,8 @@ class DataConfig(Section):
     shift: int | None = Field(None, ge=0)
     flip: bool | None = None
     crop: float | None = Field(None, gt=0, le=1)
+    labelled: float | None = Field(None, gt=0, lt=1)
+    unlabelled: str | None = None
     loader_workers: int = Field(0, ge=0)
 
 
@@ -46,13 +54,15 @@ class TeacherConfig(Section):
     """Who teaches: a family or timm model by name, from a checkpoint, or trained here once for `epochs`.
 
     `recipe` holds the slots by which it is trained here (targets, logits, optimizer, data, ...); labels alone without
-    it. Where its methods need a teacher, an ordinary one of the same architecture is trained first.
+    it. Where its methods need a teacher, an ordinary one of the same architecture is trained first. `seed` is of its
+    training; the run's without one.
     """
 
     model: dict[str, Any] | str = "cnn"
     checkpoint: str | None = None
     epochs: int = Field(60, ge=1)
     recipe: dict[str, Any] | None = None
+    seed: int | None = Field(None, ge=0, lt=2**31)
     classes: int | None = Field(None, ge=2)
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -178,8 +188,18 @@ class FinalsConfig(Section):
 
 
 class LimitsConfig(Section):
+    """What a student may cost at most. MACs are of one image; memory and latency of an inference of `batch` images."""
+
     parameters: int | None = Field(None, ge=1)
     macs: float | None = Field(None, gt=0)
+    memory_mib: float | None = Field(None, gt=0)
+    latency_ms: float | None = Field(None, gt=0)
+    batch: int = Field(1, ge=1)
+
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by quantity."""
+        values = zip(QUANTITIES, (self.parameters, self.macs, self.memory_mib, self.latency_ms), strict=True)
+        return {name: limit for name, limit in values if limit is not None}
 
 
 class BudgetConfig(Section):
@@ -215,10 +235,11 @@ class StudyConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything a run is told."""
+    """Everything a run is told. `teachers` are further ones beside `teacher`, for strategies that have use for them."""
 
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
+    teachers: list[TeacherConfig] = Field(default_factory=list)
     space: dict[str, Any] = Field(default_factory=dict)
     limits: LimitsConfig = LimitsConfig()
     searcher: SearcherConfig = SearcherConfig()
@@ -227,7 +248,7 @@ class RunConfig(Section):
     pruner: PrunerConfig = PrunerConfig()
     finals: FinalsConfig = FinalsConfig()
     metric: METRICS = "accuracy"
-    minimise: list[Literal["parameters", "macs"]] = Field(default_factory=list)
+    minimise: list[QUANTITY] = Field(default_factory=list)
     budget: BudgetConfig = BudgetConfig()
     engine: EngineConfig = EngineConfig()
     study: StudyConfig = StudyConfig()
@@ -249,9 +270,24 @@ class RunConfig(Section):
         SearchSpace.from_dict(value)
         return value
 
+    @field_validator("minimise")
+    @classmethod
+    def _once(cls, value: list[QUANTITY]) -> list[QUANTITY]:
+        twice = [name for name in value if value.count(name) > 1]
+        if twice:
+            raise ValueError(f"names {twice[0]} more than once")
+        return value
+
     @model_validator(mode="after")
     def _options(self) -> RunConfig:
         searcher_room.create(self.searcher.name, seed=0, **self.searcher.options)
+        takes = searcher_room.SEARCHERS[self.searcher.name].objectives
+        if takes is not None and 1 + len(self.minimise) > takes:
+            able = [cls.name for cls in searcher_room.SEARCHERS if cls.objectives is None]
+            raise ValueError(
+                f"minimise: searcher {self.searcher.name} takes a single objective, and {self.metric} is one; "
+                f"use {', '.join(able)}"
+            )
         return self
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kdsearch.kd_methods import DataSpec
 from kdsearch.kd_methods.curriculum import Take
+from kdsearch.kd_methods.signals import UNLABELLED
 from kdsearch.runs.views import Augmentation, ViewSpec, augment, box_share, mates, mix, mixing, paste
 
 
@@ -89,6 +90,7 @@ class Data:
     Attributes:
         mean, std: per channel, of the training split; the student's normalisation.
         fingerprint: names the content of the training split; caches are addressed by it.
+        partly: some training samples have no label.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Data:
         self.std = sample.std((0, 2, 3)).clamp_min(1e-3) if std is None else std
         digest = hashlib.sha256(train.labels.cpu().numpy().tobytes())
         digest.update((sample[:256] * 255).to(torch.uint8).cpu().numpy().tobytes())
+        self.partly = bool((train.labels < 0).any())
         self.fingerprint = digest.hexdigest()[:12]
 
     @property
@@ -122,7 +125,7 @@ class Data:
         return self.train.labels.device
 
     def spec(self) -> DataSpec:
-        return DataSpec(len(self.train), self.classes, self.input_shape, self.train.labels)
+        return DataSpec(len(self.train), self.classes, self.input_shape, self.train.labels, partly=self.partly)
 
     def subset(self, share: float, seed: int) -> Tensor:
         """Ids of a class-balanced share of the training split, sorted."""
@@ -131,7 +134,7 @@ class Data:
         generator = torch.Generator().manual_seed(seed)
         labels = self.train.labels.cpu()
         chosen = []
-        for label in range(self.classes):
+        for label in (*range(self.classes), *([UNLABELLED] if self.partly else [])):
             members = (labels == label).nonzero().squeeze(1)
             count = max(1, round(share * len(members))) if len(members) else 0
             chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
@@ -167,8 +170,10 @@ class Data:
         own = box_share(own, boxed, *self.input_shape[1:])
         other_target = self.train.labels[partner]
         soft = torch.zeros(len(ids), self.classes, device=images.device)
-        soft.scatter_add_(1, target[:, None], own[:, None])
-        soft.scatter_add_(1, other_target[:, None], 1 - own[:, None])
+        for labels, share in ((target, own), (other_target, 1 - own)):
+            if self.partly:
+                labels, share = labels.clamp(min=0), share * (labels >= 0)
+            soft.scatter_add_(1, labels[:, None], share[:, None])
         step.target, step.soft_target = torch.where(own >= 0.5, target, other_target), soft
         return step
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdsearch.errors import UserError
+from kdsearch.kd_methods.signals import UNLABELLED
 from kdsearch.registry import nearest
 from kdsearch.runs.data import Data, Split
 from kdsearch.runs.views import Augmentation
@@ -27,6 +28,8 @@ def load(
     shift: int | None = None,
     flip: bool | None = None,
     crop: float | None = None,
+    labelled: float | None = None,
+    unlabelled: str | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     loader_workers: int = 0,
@@ -38,10 +41,14 @@ def load(
         samples: use at most so many training images, class-balanced.
         image_size: side in pixels for image folders.
         shift, flip, crop: augmentation; the data set's usual one where None.
+        labelled: share of the training images that keep their labels, class by class.
+        unlabelled: folder of further images without labels, for image folders.
 
     Raises:
         UserError: unknown name, missing or unreadable files.
     """
+    if unlabelled is not None and name != "image_folder":
+        raise UserError(f"data.unlabelled: only an image_folder takes further images, not {name}")
     if name == "digits":
         data = _digits(device)
         usual = Augmentation(shift=1)
@@ -50,11 +57,20 @@ def load(
         usual = Augmentation(shift=4, flip=True) if name.startswith("cifar") else Augmentation(shift=2)
     elif name == "image_folder":
         data = _image_folder(
-            _need_root(name, root), validation or 0.1, samples, image_size or 64, seed, device, loader_workers
+            _need_root(name, root),
+            validation or 0.1,
+            samples,
+            image_size or 64,
+            seed,
+            device,
+            loader_workers,
+            _unlabelled(unlabelled),
         )
         usual = Augmentation(flip=True, crop=0.35)
     else:
         raise UserError(f"data.name: unknown data set {name!r}; {nearest(name, NAMES)}")
+    if labelled is not None:
+        data = _without_labels(data, labelled, seed)
     data.augmentation = Augmentation(
         usual.shift if shift is None else shift,
         usual.flip if flip is None else flip,
@@ -70,6 +86,37 @@ def _need_root(name: str, root: str | None) -> Path:
     if not path.is_dir():
         raise UserError(f"data.root: there is no folder {str(path)!r}")
     return path
+
+
+IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def _unlabelled(folder: str | None) -> list[str]:
+    """Image files in a folder and below it, sorted."""
+    if folder is None:
+        return []
+    place = Path(folder).expanduser()
+    found = sorted(str(path) for path in place.rglob("*") if path.suffix.lower() in IMAGES)
+    if not found:
+        raise UserError(f"data.unlabelled: there is no image in {str(place)!r}")
+    return found
+
+
+def _without_labels(data: Data, share: float, seed: int) -> Data:
+    """The same data where only a class-balanced share of the training samples keeps its label."""
+    kept = data.subset(share, seed)
+    labels = torch.full_like(data.train.labels, UNLABELLED)
+    labels[kept] = data.train.labels[kept]
+    return Data(
+        data.name,
+        Split(data.train.images, labels),
+        data.validation,
+        data.test,
+        data.classes,
+        data.augmentation,
+        class_names=data.class_names,
+        loader_workers=data.loader_workers,
+    )
 
 
 def _digits(device: str | torch.device) -> Data:
@@ -160,9 +207,19 @@ SMALL = 512 * 2**20  # bytes up to which decoded images are kept as one tensor
 
 
 def _image_folder(
-    root: Path, share: float, samples: int | None, size: int, seed: int, device: str | torch.device, workers: int
+    root: Path,
+    share: float,
+    samples: int | None,
+    size: int,
+    seed: int,
+    device: str | torch.device,
+    workers: int,
+    further: list[str],
 ) -> Data:
-    """`root/train/<class>/*` and `root/val` or `root/test`; without either, a test split is cut off train as well."""
+    """`root/train/<class>/*` and `root/val` or `root/test`; without either, a test split is cut off train as well.
+
+    `further` files are training images without labels.
+    """
     from torchvision.datasets import ImageFolder
 
     def read(folder: Path, class_to_idx: dict[str, int] | None = None) -> ImageFolder:
@@ -195,7 +252,9 @@ def _image_folder(
             return Split(loaded.to(device), targets.to(device))
         return Split(folder, targets.to(device))
 
-    parts = [split([files[int(i)] for i in pool[ids]], labels[pool][ids]) for ids in (keep, held_out)]
+    shown = [files[int(i)] for i in pool[keep]] + further
+    known = torch.cat([labels[pool][keep], torch.full((len(further),), UNLABELLED)])
+    parts = [split(shown, known), split([files[int(i)] for i in pool[held_out]], labels[pool][held_out])]
     return Data(
         "image_folder", parts[0], parts[1], split(test_files, test_labels), len(train.classes),
         Augmentation(flip=True, crop=0.35), class_names=list(train.classes), loader_workers=workers,

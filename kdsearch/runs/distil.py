@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import METHODS, ModelSpec
-from kdsearch.kd_methods.strategy import AVERAGE, PEERS, SELF, TEACHER, Plan, Pretrain, TeachingStrategy
+from kdsearch.kd_methods.strategy import AVERAGE, HYBRID, PEERS, PIVOT, SELF, Plan, TeachingStrategy, peer
 from kdsearch.proxies.rejection import reject
-from kdsearch.runs import models
+from kdsearch.runs import assistants, models
+from kdsearch.runs.assistants import Costs, Given, sized
+from kdsearch.runs.classroom import Learner
 from kdsearch.runs.fidelity import FULL, Fidelity
+from kdsearch.runs.growth import grow
 from kdsearch.runs.network import Network
 from kdsearch.runs.objective import Objective
 from kdsearch.runs.offline import FixedTeacher, plan_supply
+from kdsearch.runs.pivot import Pivot
 from kdsearch.runs.preparation import Preparation
 from kdsearch.runs.settings import Seeds
-from kdsearch.runs.training import Learner, Trained, Training
+from kdsearch.runs.shares import layer_shares
+from kdsearch.runs.training import Trained, Training
 from kdsearch.runs.world import TeacherModel, World
-from kdsearch.search_space.recipe import Node, Recipe, content_hash
-from kdsearch.search_space.students.family import STUDENTS, StudentFamily
+from kdsearch.search_space.recipe import Node, Recipe
 
 Progress = Callable[[int, int, float], None]
 
@@ -38,6 +42,7 @@ class Distilled:
         assistants: seconds that the plan's other models cost when they were trained, whoever paid.
         charged: the part of `assistants` that was paid in this very training.
         notes: what a reader of the result should know: how signals were supplied, how the student was thinned.
+        tables: rows of numbers by name, for the report.
     """
 
     trained: Trained
@@ -45,6 +50,7 @@ class Distilled:
     assistants: float = 0.0
     charged: float = 0.0
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def distil(
@@ -64,7 +70,38 @@ def distil(
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seeds.init)
+        if plan_of(recipe, world).residuals:
+            from kdsearch.runs.residual import distil_residually
+
+            return distil_residually(recipe, world, seeds, fidelity)
         return _distil(recipe, world, seeds, fidelity, checkpoint, progress)
+
+
+def train_apart(
+    recipe: Recipe,
+    world: World,
+    seeds: Seeds,
+    fidelity: Fidelity,
+    plan: Plan,
+    given: Given,
+    checkpoint: Path,
+    *,
+    within: Callable[[nn.Module], nn.Module] | None = None,
+    bare: bool = False,
+) -> tuple[Trained, float]:
+    """Train a model of somebody's plan under a plan of its own; `given` are its teachers that are no run's.
+
+    Gives the result and its seconds, those of what was prepared for it included. A `bare` result is the student
+    without what methods add to it.
+    """
+    devices = [world.device] if world.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seeds.init)
+        training, costs, _ = _prepare(recipe, world, seeds, fidelity, checkpoint, None, plan, given, within)
+        trained = training.run()
+    if bare:
+        trained = replace(trained, module=training.student.network.module, metadata={})
+    return trained, trained.seconds + costs.charged
 
 
 def _distil(
@@ -73,51 +110,72 @@ def _distil(
     training, costs, notes = _prepare(recipe, world, seeds, fidelity, checkpoint, progress)
     trained = training.run()
     notes += training.curriculum.notes()
-    return Distilled(trained, trained.seconds, *costs, notes)
+    return Distilled(trained, trained.seconds, costs.spent, costs.charged, notes)
 
 
 def _prepare(
-    recipe: Recipe, world: World, seeds: Seeds, fidelity: Fidelity, checkpoint: Path | None, progress: Progress | None
-) -> tuple[Training, tuple[float, float], list[str]]:
-    """Everything up to the first step, and what the other models of the plan cost (in all, and paid now)."""
-    plan = _plan(recipe)
+    recipe: Recipe,
+    world: World,
+    seeds: Seeds,
+    fidelity: Fidelity,
+    checkpoint: Path | None,
+    progress: Progress | None,
+    plan: Plan | None = None,
+    given: Given | None = None,
+    within: Callable[[nn.Module], nn.Module] | None = None,
+) -> tuple[Training, Costs, list[str]]:
+    """Everything up to the first step, and what the other models of the plan cost.
+
+    Args:
+        plan: in place of the recipe's own.
+        given: models of that plan that are there already.
+        within: puts the student into what is trained and evaluated in its place.
+    """
+    plan = plan or plan_of(recipe, world)
     notes: list[str] = []
     student, fidelity = _student(recipe, world, fidelity, seeds, notes)
-    suppliers, costs = _suppliers(recipe, plan, world, seeds, fidelity)
+    growth = grow(recipe, world, seeds, fidelity, student, plan, given or {})
+    fidelity = growth.fidelity
+    if within is not None:
+        student = student.holding(within(student.module))
+    suppliers, made, costs = assistants.suppliers(recipe, plan, world, seeds, fidelity, given or {})
     # Assistants draw from the generator too: the student's own stream starts afresh, so that all recipes share it.
     torch.manual_seed(seeds.init)
     shape = world.data.input_shape
-    spec = student.spec(shape)
     prepare = Preparation(world, suppliers)
-    data = world.data_spec()
-    specs: dict[str, ModelSpec] = {name: model.spec for name, model in suppliers.items()}
-    specs |= {name: spec for name in (PEERS, AVERAGE, SELF) if name in plan.teachers}
-    networks = [student]
-    for k in range(plan.peers):
-        torch.manual_seed(seeds.init + 7919 * (k + 1))
-        networks.append(_peer(recipe, plan, world, fidelity, seeds))
-    if plan.peers and PEERS in specs:
-        specs[PEERS] = networks[1].spec(shape)
+    pivot = _pivot(plan, world)
+    networks = _networks(recipe, plan, world, fidelity, seeds, student)
+    fixed_specs: dict[str, ModelSpec] = {name: model.spec for name, model in suppliers.items()}
+    shares = layer_shares(recipe, student, suppliers, world)
     learners = []
     for k, network in enumerate(networks):
-        taught = k == 0 or plan.peers_learn
+        specs = {**fixed_specs, **_live_specs(plan, networks, shape, k)}
+        if pivot is not None:
+            specs[PIVOT] = pivot.spec
+        spec, data, place = network.spec(shape), world.data_spec(), (k, len(networks))
         objective = (
-            Objective(recipe, spec, specs, data, prepare)
-            if taught
-            else Objective(recipe.without_distillation(), network.spec(shape), {}, data)
+            Objective(recipe, spec, specs, data, prepare, place=place, shares=shares)
+            if k == 0 or plan.peers_learn
+            else Objective(recipe.without_distillation(), spec, {}, data)
         )
         objective.parts.to(world.device)
         learners.append(Learner(network, objective))
-    costs = costs[0] + prepare.spent, costs[1] + prepare.charged
+    _check(plan, learners)
+    costs += growth.costs + Costs(prepare.spent, prepare.charged)
     fixed = {name: _fixed(name, model, learners[0].objective, world, seeds, notes) for name, model in suppliers.items()}
+    whole = fidelity.keep >= 1 and fidelity.resolution >= 1  # a thinned student stands for itself alone
     training = Training(
         recipe,
         world.data,
         world.settings,
         seeds,
         fidelity,
+        plan,
         learners,
         fixed,
+        pivot=pivot,
+        rate=growth.rate,
+        members=[made[name].network.module for name in plan.members] if whole else [],
         state_file=checkpoint,
         progress=progress,
         metric=world.metric,
@@ -126,43 +184,62 @@ def _prepare(
     return training, costs, notes
 
 
-def _peer(recipe: Recipe, plan: Plan, world: World, fidelity: Fidelity, seeds: Seeds) -> Network:
+def _networks(
+    recipe: Recipe, plan: Plan, world: World, fidelity: Fidelity, seeds: Seeds, student: Network
+) -> list[Network]:
+    """The learners' networks, the student's first."""
+    networks = [student]
+    sizes = plan.peer_sizes or (plan.peer_size,) * plan.peers
+    for k, size in enumerate(sizes):
+        torch.manual_seed(seeds.init + 7919 * (k + 1))
+        network = _peer(recipe, size, world, fidelity, seeds)
+        if plan.alike:
+            network.module.load_state_dict(student.module.state_dict())
+        networks.append(network)
+    return networks
+
+
+def _live_specs(plan: Plan, networks: list[Network], shape: tuple[int, int, int], k: int) -> dict[str, ModelSpec]:
+    """What learner k may know of those who learn beside it."""
+    specs = {name: networks[k].spec(shape) for name in (AVERAGE, HYBRID, SELF) if name in plan.teachers}
+    if PEERS in plan.teachers and plan.peer_sizes:
+        specs |= {peer(j): network.spec(shape) for j, network in enumerate(networks) if j != k}
+    elif PEERS in plan.teachers and len(networks) > 1:
+        specs[PEERS] = networks[1].spec(shape)
+    return specs
+
+
+def _pivot(plan: Plan, world: World) -> Pivot | None:
+    if not plan.pivot:
+        return None
+    if world.teacher is None:
+        raise TrialFailure("invalid", "the teaching strategy trains the run's teacher on, and none was given")
+    if world.teacher.spec.classes != world.data.classes:
+        raise TrialFailure("invalid", "the teaching strategy trains the run's teacher on, and it knows other classes")
+    return Pivot(world.teacher, plan.pivot)
+
+
+def _check(plan: Plan, learners: list[Learner]) -> None:
+    """What cannot be carried out together."""
+    if HYBRID in plan.teachers and learners[0].objective.optimizer.split_gradients:
+        name = learners[0].objective.optimizer.name
+        raise TrialFailure("invalid", f"optimizer={name} takes losses apart, and the hybrid's belong to all learners")
+
+
+def _peer(recipe: Recipe, size: float, world: World, fidelity: Fidelity, seeds: Seeds) -> Network:
     """A further learner: the student's own architecture at this fidelity, or one of the plan's size."""
-    if not plan.peer_size:
+    if not size:
         return _student(recipe, world, fidelity, seeds, [])[0]
-    family = _sized(recipe.student, plan.peer_size, world)
+    family = sized(recipe.student, size, world)
     shape = models.input_shape(recipe, world.data)
-    module = models.build(Node(family.name, family.hyper), _plain(recipe).transform, shape, world.data.classes)
+    node, none, asked = Node(family.name, family.hyper), plain(recipe).transform, models.branches(recipe)
+    module = models.build(node, none, shape, world.data.classes, asked)
     return models.network(module, world.data, world.settings, side=shape[-1])
 
 
-def _plain(recipe: Recipe) -> Recipe:
+def plain(recipe: Recipe) -> Recipe:
     """The student's family with every policy neutral."""
     return Recipe.from_dict({"student": recipe.student.to_dict("family")})
-
-
-def _suppliers(
-    recipe: Recipe, plan: Plan, world: World, seeds: Seeds, fidelity: Fidelity
-) -> tuple[dict[str, TeacherModel], tuple[float, float]]:
-    """The frozen teachers of the plan, trained where they are not there yet."""
-    if not any(method.needs.teacher for _, method in recipe.methods()):
-        return {}, (0.0, 0.0)
-    made: dict[str, TeacherModel] = {}
-    spent = charged = 0.0
-    for pretrain in plan.pretrain:
-        model, paid = _assistant(pretrain, recipe, world, seeds, fidelity, made)
-        made[pretrain.name] = model
-        spent += model.seconds
-        charged += model.seconds if paid else 0.0
-    suppliers: dict[str, TeacherModel] = {}
-    for name in plan.teachers:
-        if name in made:
-            suppliers[name] = made[name]
-        elif name == TEACHER:
-            if world.teacher is None:
-                raise TrialFailure("invalid", "the recipe needs a teacher and none was given")
-            suppliers[name] = world.teacher
-    return suppliers, (spent, charged)
 
 
 def examine(recipe: Recipe, world: World, seeds: Seeds, low: float, high: float) -> None:
@@ -172,8 +249,9 @@ def examine(recipe: Recipe, world: World, seeds: Seeds, low: float, high: float)
         TrialFailure: a loss is not finite, its gradient does not reach the student, or is out of all proportion to the
             cross-entropy's ("rejected").
     """
-    if _plan(recipe).pretrain:
-        neutral = _plain(recipe).policies["teaching"]
+    plan = plan_of(recipe, world)
+    if plan.pretrain or plan.residuals:
+        neutral = plain(recipe).policies["teaching"]
         recipe = replace(recipe, policies={**recipe.policies, "teaching": neutral})
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -190,10 +268,11 @@ def examine(recipe: Recipe, world: World, seeds: Seeds, low: float, high: float)
             raise TrialFailure("rejected", f"{name}: {reason}")
 
 
-def _plan(recipe: Recipe) -> Plan:
+def plan_of(recipe: Recipe, world: World) -> Plan:
+    """What the recipe's strategy wants, in this world."""
     node = recipe.policies["teaching"]
     strategy: TeachingStrategy = METHODS[node.name](**node.hyper)  # type: ignore[assignment]
-    return strategy.plan()
+    return assistants.expanded(strategy.plan(), world)
 
 
 def _student(
@@ -224,7 +303,7 @@ def _fixed(
     settings, data = world.settings, world.data
     method = objective.data_method
     supply = plan_supply(
-        needs,
+        objective.batch_needs(),
         model.spec,
         stages,
         samples=len(data.train),
@@ -243,84 +322,3 @@ def _fixed(
     teacher.open(world.cache / "signals", len(data.train), maker)
     notes.append(f"{name}: {supply.describe()}")
     return teacher
-
-
-def _assistant(
-    pretrain: Pretrain,
-    recipe: Recipe,
-    world: World,
-    seeds: Seeds,
-    fidelity: Fidelity,
-    made: dict[str, TeacherModel],
-) -> tuple[TeacherModel, bool]:
-    """A model of the plan, trained once per content; True where this call paid for it.
-
-    It learns by plain KD at published defaults from its own teachers, as the papers of assistant chains train it, so
-    that it depends on nothing that a search varies but its size.
-    """
-    family = _sized(recipe.student, pretrain.size, world)
-    student = Node(family.name, family.hyper)
-    own = Recipe.from_dict({"student": student.to_dict("family")})
-    own = own.plain_kd() if pretrain.teachers else own.without_distillation()
-    sources = [made.get(name, world.teacher) for name in pretrain.teachers]
-    source = sources[0] if sources else None
-    share = Fidelity("assistant", epochs=fidelity.epochs)
-    key = content_hash(
-        {
-            "recipe": own.to_dict(),
-            "teachers": [s.hash for s in sources if s is not None],
-            "data": world.data.fingerprint,
-            "epochs": round(world.settings.epochs * share.epochs),
-            "batch": world.settings.batch_size,
-            "seed": seeds.init,
-        }
-    )
-    if key in world.assistants:
-        return world.assistants[key], False
-    path = world.cache / "models" / f"{key}.safetensors"
-    meta = path.with_suffix(".json")
-    paid = not (path.exists() and meta.exists())
-    if paid:
-        under = World(world.data, source, world.settings, world.cache, world.metric)
-        result = distil(own, under, seeds, share)
-        models.save(result.trained.module, path)
-        meta.write_text(json.dumps({"seconds": result.seconds, "metrics": result.trained.metrics}))
-    module = models.build(student, own.transform, world.data.input_shape, world.data.classes)
-    models.load(module, path)
-    network = models.network(module, world.data, world.settings)
-    seconds = float(json.loads(meta.read_text())["seconds"])
-    model = TeacherModel(
-        network, network.spec(world.data.input_shape), key, f"{pretrain.name} ({family!r})", {}, seconds
-    )
-    world.assistants[key] = model
-    return model, paid
-
-
-def _sized(student: Node, size: float, world: World) -> StudentFamily:
-    """The student's family at a size between the student's (0) and the teacher's (1), on the scale of log
-    parameters.
-    """
-    family = STUDENTS[student.name](**student.hyper)
-    if size <= 0:
-        return family
-    if world.teacher is None:
-        raise TrialFailure("invalid", "an assistant's size is measured against the teacher, and none was given")
-
-    def count(candidate: StudentFamily) -> int:
-        return sum(p.numel() for p in candidate.build(world.data.input_shape, world.data.classes).parameters())
-
-    low, high = math.log(count(family)), math.log(max(world.teacher.spec.parameters, 1))
-    wanted = low + size * (high - low)
-    best, distance = family, abs(low - wanted)
-    factor = 1.0
-    while factor < 64:
-        factor *= 1.25
-        wider = family.widened(factor)
-        if wider is None:
-            raise TrialFailure("invalid", f"student family {family.name!r} cannot be widened to an assistant")
-        here = math.log(count(wider))
-        if abs(here - wanted) < distance:
-            best, distance = wider, abs(here - wanted)
-        if here > wanted:
-            break
-    return best

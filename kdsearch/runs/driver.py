@@ -10,15 +10,17 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import ModelSpec
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.jobs import SEARCH, Failure, Job, RungResult
 from kdsearch.runs.ledger import FINISHED, RUNG, Ledger
+from kdsearch.runs.sizes import Sizes
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 from kdsearch.search_space.validity import problem
 
-EXHAUSTED = 20  # free proposals in a row after which the space counts as exhausted
+EXHAUSTED = 20  # free proposals in a row after which the space counts as exhausted, were all students to fit
 RETRIES = 2  # attempts at a trial that failed for the machine's sake
 
 
@@ -42,7 +44,12 @@ class Tally:
 
 
 class Driver:
-    """Ask, record, decide, tell: the only writer of the search study."""
+    """Ask, record, decide, tell: the only writer of the search study.
+
+    Args:
+        sizes: measures students against the limits, and the latency of those that are trained; None leaves both out.
+        share: of random proposals, how many have a student within the limits.
+    """
 
     def __init__(
         self,
@@ -52,11 +59,14 @@ class Driver:
         teacher: ModelSpec | None,
         classes: int,
         *,
+        sizes: Sizes | None = None,
+        share: float = 1.0,
         stop: Callable[[], bool] = lambda: False,
         changed: Callable[[Tally], None] = lambda tally: None,
     ) -> None:
         self.config, self.space, self.ledger = config, space, ledger
         self.teacher, self.classes = teacher, classes
+        self.sizes, self.patience = sizes, EXHAUSTED / share
         self.stop, self.changed = stop, changed
         self.tally = Tally()
         self.exhausted = False
@@ -136,7 +146,7 @@ class Driver:
     def propose(self) -> Job | None:
         """The next job, or None when the budget is spent, the space exhausted or the run asked to stop."""
         while not self._over():
-            if self._free >= EXHAUSTED:
+            if self._free >= self.patience:
                 self.exhausted = True
                 return None
             trial = self.ledger.study.ask()
@@ -164,7 +174,7 @@ class Driver:
 
     def _settled(self, trial: Trial, recipe: Recipe) -> bool:
         """Deal with a proposal that costs nothing: invalid, known already, or running at this moment."""
-        invalid = problem(recipe, self.teacher, self.classes)
+        invalid = problem(recipe, self.teacher, self.classes) or self._too_large(recipe)
         if invalid:
             self.ledger.note(trial, free=True)
             self.ledger.fail(trial, Failure("invalid", invalid, deterministic=True))
@@ -177,6 +187,13 @@ class Driver:
             return False
         self.tally.free += 1
         return True
+
+    def _too_large(self, recipe: Recipe) -> str | None:
+        """Which limit the student breaks, measured before the trial is given to anybody."""
+        try:
+            return self.sizes.over(recipe) if self.sizes is not None else None
+        except TrialFailure as failure:
+            return str(failure)
 
     def _repeat(self, trial: Trial, known: FrozenTrial) -> None:
         """A duplicate takes the known result."""
@@ -196,6 +213,10 @@ class Driver:
         """Keep a rung's result; True to go on with the next rung."""
         trial = self._trials[job.number]
         self._free = 0
+        if self.sizes is not None and result.size:
+            # Workers measure what depends on the architecture alone; the time it takes is of this machine.
+            timed = {"latency"} & {*self.sizes.limits, *self.config.minimise}
+            result.size |= self.sizes.of(Recipe.from_dict(job.recipe), *timed) if timed else {}
         self.ledger.record(trial, result)
         self.tally.last = f"trial {job.number} {result.name} {result.score:.4g} in {result.seconds:.1f} s"
         if not result.trained:

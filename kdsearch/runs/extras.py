@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from kdsearch.kd_methods import Batch, KDMethod, Signals
+from kdsearch.kd_methods.sparse import Visible
 from kdsearch.runs.data import Data, Step
 from kdsearch.runs.network import Network
 from kdsearch.runs.offline import FixedTeacher
 from kdsearch.runs.views import ViewSpec
+
+Ask = Callable[[Tensor, Tensor, "Visible | None"], Signals]
 
 
 @dataclass
@@ -20,13 +23,15 @@ class Extra:
     """A companion or a view of one step.
 
     `images` is None where the teacher alone is asked. `taught` is what the teacher is shown: a stored view's step,
-    these very images, or nothing.
+    these very images, or nothing. `visible` is all that networks see of it which can be
+    kept to that.
     """
 
     name: str
     images: Tensor | None
     batch: Batch
     taught: Step | Tensor | None
+    visible: Visible | None = None
 
 
 def gather(
@@ -65,23 +70,38 @@ def gather(
             target, ids = (t.repeat_interleave(view.copies) for t in (step.target, step.ids))
             soft = None if step.soft_target is None else step.soft_target.repeat_interleave(view.copies, 0)
             batch = Batch(target, ids, progress, soft, generator, share=share, aside=aside)
-            extras.append(Extra(view.name, images, batch, images if view.teacher else None))
+            visible = None
+            if view.sparse:
+                assert aside is not None  # such a view says what is visible
+                visible = Visible(aside.visible, aside.kept, view.sparse)
+            extras.append(Extra(view.name, images, batch, images if view.teacher else None, visible))
     return extras
 
 
-def answer(network: Network, images: Tensor, step: Step, extras: list[Extra]) -> Signals:
-    """A learner's signals of the batch and, as its views, of everything beside it; `images` holds both, in order."""
-    shown = [extra for extra in extras if extra.images is not None]
-    target = torch.cat([step.target, *(extra.batch.target for extra in shown)]) if shown else step.target
-    signals = network(images, target, create_graph=True)
-    if not shown:
-        return signals
-    start = len(step.images)
-    main = signals.rows(0, start)
-    for extra in shown:
-        stop = start + len(extra.batch.target)
-        main.views[extra.name] = signals.rows(start, stop)
-        start = stop
+def answer(network: Network, step: Step, extras: list[Extra]) -> Signals:
+    """A learner's signals of the batch and, as its views, of everything beside it.
+
+    All of it goes through the network at once, but for what it sees only a part of.
+    """
+    shown: list[tuple[Extra, Tensor]] = []
+    apart: list[tuple[Extra, Tensor]] = []
+    for extra in extras:
+        if extra.images is not None:
+            (apart if network.spares(extra.visible) else shown).append((extra, extra.images))
+    images, target = step.images, step.target
+    if shown:
+        images = torch.cat([images, *(own for _, own in shown)])
+        target = torch.cat([target, *(extra.batch.target for extra, _ in shown)])
+    main = signals = network(images, target, create_graph=True)
+    if shown:
+        start = len(step.images)
+        main = signals.rows(0, start)
+        for extra, own in shown:
+            stop = start + len(own)
+            main.views[extra.name] = signals.rows(start, stop)
+            start = stop
+    for extra, own in apart:
+        main.views[extra.name] = network(own, extra.batch.target, create_graph=True, visible=extra.visible)
     return main
 
 
@@ -92,5 +112,15 @@ def taught(teacher: FixedTeacher, step: Step, extras: list[Extra]) -> Signals:
         if isinstance(extra.taught, Step):
             signals.views[extra.name] = teacher(extra.taught)
         elif extra.taught is not None:
-            signals.views[extra.name] = teacher.live(extra.taught, extra.batch.target)
+            signals.views[extra.name] = teacher.live(extra.taught, extra.batch.target, extra.visible)
+    return signals.float()
+
+
+def asked(ask: Ask, images: Tensor, target: Tensor, extras: list[Extra]) -> Signals:
+    """The same of a teacher that stores nothing: `ask` gives its signals of images, labels and what is visible."""
+    signals = ask(images, target, None)
+    for extra in extras:
+        shown = extra.taught.images if isinstance(extra.taught, Step) else extra.taught
+        if shown is not None:
+            signals.views[extra.name] = ask(shown, extra.batch.target, extra.visible)
     return signals.float()

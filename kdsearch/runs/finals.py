@@ -17,6 +17,7 @@ from kdsearch.runs import deploy, models
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.engines import Engine
 from kdsearch.runs.folder import RunFolder
+from kdsearch.runs.front import front
 from kdsearch.runs.jobs import FINAL, Failure, Job, RungResult
 from kdsearch.runs.ledger import RUNG, Ledger
 from kdsearch.runs.metrics import evaluate
@@ -81,9 +82,14 @@ class Finals:
         return self.standings()
 
     def finalists(self) -> list[tuple[Recipe, int]]:
-        """The best distinct recipes of the search, best first, baselines left out: the candidates."""
+        """The best distinct recipes of the search, best first, baselines left out: the candidates.
+
+        With several objectives those on the Pareto front come before all others.
+        """
+        leading = {trial.number for trial in front(self.search)}
         done = [t for t in self.search.trials(TrialState.COMPLETE) if "duplicate_of" not in t.user_attrs]
-        ranked = sorted(done, key=lambda t: t.values[0], reverse=self.search.primary == "maximize")
+        sign = -1 if self.search.primary == "maximize" else 1
+        ranked = sorted(done, key=lambda t: (t.number not in leading, sign * t.values[0]))
         found: list[tuple[Recipe, int]] = []
         for trial in ranked:
             recipe = Recipe.from_dict(trial.user_attrs["recipe"])
@@ -181,6 +187,6 @@ class Finals:
         """A finalist's trained student."""
         path, data = self.place.path / weights, world.data
         shape, module = models.input_shape(recipe, data), models.student(recipe, data)
-        module = deploy.deployed(recipe, module, shape, data.classes, deploy.suppliers_of(path))
+        module = deploy.deployed(recipe, module, shape, data.classes, deploy.joined(path))
         models.load(module, path)
         return module

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import Need
-from kdsearch.runs import assemble, models
+from kdsearch.runs import assemble
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.distil import distil
 from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.fitting import fitting
 from kdsearch.runs.offline import plan_supply
 from kdsearch.runs.progress import clock
 from kdsearch.runs.settings import Seeds, pick_device, threads
+from kdsearch.runs.sizes import Sizes
 from kdsearch.runs.teacher import untrained
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
-from kdsearch.search_space.students import measure
 
 SAMPLED = 64
 TIMED_STEPS = 3
 
 
 def forecast(config: RunConfig) -> dict[str, Any]:
-    """The space's size, students within the limits, size of the cache, and estimated time; nothing is kept on disk."""
+    """The space's size, students within the limits, size of the cache, and estimated time; nothing is kept on disk.
+
+    Raises:
+        UserError: no student of the space is within the limits.
+    """
     device = pick_device(config.engine.device)
     data, settings = assemble.data(config, device), assemble.settings(config)
     space = SearchSpace.from_dict(config.space)
@@ -37,25 +43,13 @@ def forecast(config: RunConfig) -> dict[str, Any]:
         "data": f"{data.name}: {len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test",
         "space": f"{structures:,} discrete structures, up to {continuous} continuous decisions",
     }
-    within, seen, smallest, largest = 0, 0, float("inf"), 0.0
-    for seed in range(SAMPLED):
-        recipe = space.sample(seed)
-        try:
-            module = models.student(recipe, data)
-        except TrialFailure:
-            continue
-        seen += 1
-        count = measure.parameters(module)
-        if (
-            config.limits.macs is not None
-            and measure.macs(module, models.input_shape(recipe, data)) > config.limits.macs
-        ):
-            continue
-        if config.limits.parameters is None or count <= config.limits.parameters:
-            within += 1
-            smallest, largest = min(smallest, count), max(largest, count)
-    spread = f", {smallest:,.0f} to {largest:,.0f} parameters" if within else ""
-    lines["students"] = f"{within} of {seen} sampled ones lie within the limits{spread}"
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = assemble.sizes(config, data, None, Path(folder))
+        if sizes.limits:
+            found = fitting(space, sizes)
+            lines["students"], space = found.describe(), found.within(space)
+        else:
+            lines["students"] = _spread(space, sizes)
     teacher = untrained(config, data, settings)
     supply = plan_supply(
         frozenset({Need.LOGITS}),
@@ -75,6 +69,16 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     upper = (trials * sum(r.epochs * r.data for r in config.fidelity.rungs) + finals) * full / workers
     lines["whole run"] = f"at most about {clock(upper)} on {workers} worker(s), the teacher's own training not counted"
     return lines
+
+
+def _spread(space: SearchSpace, sizes: Sizes) -> str:
+    """How large students are."""
+    counts = []
+    for seed in range(SAMPLED):
+        with suppress(TrialFailure):
+            counts.append(sizes.of(space.sample(seed).without_distillation(), "parameters")["parameters"])
+    between = f", {min(counts):,.0f} to {max(counts):,.0f} parameters" if counts else ""
+    return f"no limits; {len(counts)} of {SAMPLED} sampled ones can be built{between}"
 
 
 def _step_seconds(recipe: Recipe, teacher: TeacherModel, config: RunConfig) -> float:

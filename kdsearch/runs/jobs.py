@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +66,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rungs of a search trial and what stands before them."""
+    """The rungs of a search trial and what stands before them.
+
+    Attributes:
+        limits: what a student may cost, by quantity, latency apart: it is measured in one place, by the driver.
+        batch: images of the inference that a student's memory is told of.
+    """
 
     rungs: tuple[Fidelity, ...] = (FULL,)
     proxies: tuple[str, ...] = ()
     prune_by: str | None = None
     rejection: tuple[float, float] = (1e-4, 1e4)
-    max_parameters: int | None = None
-    max_macs: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
+    batch: int = 1

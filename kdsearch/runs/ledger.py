@@ -71,28 +71,39 @@ def quiet(function: Callable[..., T]) -> Callable[..., T]:
 class Ledger:
     """One study of a run. Every write to it in the whole run goes through one process."""
 
-    def __init__(self, study: optuna.Study, metric: str, steps: Mapping[str, int], primary: Direction) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        metric: str,
+        steps: Mapping[str, int],
+        primary: Direction,
+        minimise: Sequence[str] = (),
+    ) -> None:
         self.study, self.metric, self.steps = study, metric, dict(steps)
-        self.primary = primary
+        self.primary, self.minimise = primary, tuple(minimise)
 
     @staticmethod
-    def open(config: RunConfig, folder: Path, knowledge: Mapping[str, Any] | None = None) -> Ledger:
-        """Create or load the search study. `knowledge` are options for searchers that take them: defaults and priors.
+    def open(config: RunConfig, folder: Path) -> Ledger:
+        """Create or load the search study.
 
         Raises:
             UserError: the storage cannot be opened or holds something else under this name.
         """
-        options = dict(config.searcher.options)
-        takes = searchers.SEARCHERS[config.searcher.name].objects
-        options |= {key: value for key, value in (knowledge or {}).items() if key in takes and key not in options}
-        sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
+        sampler = searchers.create(config.searcher.name, seed=config.seed, **config.searcher.options)
         primary = DIRECTIONS[config.metric]
         directions: list[Direction] = [primary]
         directions += ["minimize"] * len(config.minimise)
         steps = {rung.name: config.pruner.reduction**k for k, rung in enumerate(config.fidelity.rungs)}
         study = _study(config, folder, config.study.name, directions, sampler)
         study.pruner = pruner(config)
-        return Ledger(study, config.metric, steps, primary)
+        return Ledger(study, config.metric, steps, primary, config.minimise)
+
+    def inform(self, config: RunConfig, knowledge: Mapping[str, Any]) -> None:
+        """Give the searcher what it may know of the space, as far as it takes it: defaults and priors."""
+        takes = searchers.SEARCHERS[config.searcher.name].objects
+        known = {key: value for key, value in knowledge.items() if key in takes}
+        options = known | dict(config.searcher.options)
+        self.study.sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
 
     @staticmethod
     def open_finals(config: RunConfig, folder: Path) -> Ledger:
@@ -118,13 +129,19 @@ class Ledger:
             trial.report(result.score, self.steps[result.name])
 
     def prunes(self, trial: Trial, result: RungResult) -> bool:
-        """Whether the study's pruner stops a trial after this rung. With several objectives the first one decides."""
+        """Whether the study's pruner stops a trial after this rung.
+
+        With several objectives the first one decides, among trials whose students cost no more: a small student is not
+        stopped for being worse than larger ones, and so the cheap end of the front is reached, too.
+        """
         if len(self.study.directions) == 1:
             return bool(trial.should_prune())
         mirror = quiet(optuna.create_study)(direction=self.primary)
         steps = self.steps
-        running = 0
+        running, own = 0, self._costs(result.size)
         for other in self.trials():
+            if other.number != trial.number and not self._comparable(other, own):
+                continue
             values = {steps[n]: other.user_attrs[RUNG + n]["score"] for n in steps if RUNG + n in other.user_attrs}
             value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
             state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
@@ -139,6 +156,15 @@ class Ledger:
                 optuna.trial.create_trial(state=state, value=value, intermediate_values=values, system_attrs=noted)
             )
         return bool(self.study.pruner.prune(mirror, mirror.get_trials(deepcopy=False)[running]))
+
+    def _costs(self, size: Mapping[str, float]) -> tuple[float, ...] | None:
+        return tuple(size[name] for name in self.minimise) if all(name in size for name in self.minimise) else None
+
+    def _comparable(self, other: FrozenTrial, own: tuple[float, ...] | None) -> bool:
+        """Whether a trial's student costs no more in any objective, as far as both are known."""
+        sizes = [other.user_attrs.get(RUNG + name, {}).get("size", {}) for name in self.steps]
+        theirs = next((found for found in map(self._costs, sizes) if found is not None), None)
+        return own is None or theirs is None or all(a <= b for a, b in zip(theirs, own, strict=True))
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
         self.study.tell(trial, list(values) if len(values) > 1 else values[0])

@@ -34,20 +34,28 @@ def predict(network: Network, split: Split, *, batch_size: int = 512) -> Tensor:
         module.train(was_training)
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every metric of these predictions, as shares (nll in nats, ece the expected calibration error)."""
+def measure(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> dict[str, float]:
+    """Every metric of these predictions, as shares (nll in nats, ece the expected calibration error).
+
+    Args:
+        teacher_logits: the teacher's predictions [N, C] of the same samples: what every analysis finds in the
+            predictions beside them comes along, and has the last word on metrics of the same name.
+    """
     correct = logits.argmax(1) == labels
     classes = logits.shape[1]
     hits = torch.zeros(classes, device=logits.device).index_add_(0, labels, correct.float())
     seen = torch.bincount(labels, minlength=classes)
     present = seen > 0
     top = logits.topk(min(5, classes), dim=1).indices
+    compared = {} if teacher_logits is None else beside(logits, teacher_logits, labels)
+    ece = compared["ece"] if "ece" in compared else calibration_error(logits, labels).item()
     return {
         "accuracy": correct.float().mean().item(),
         "balanced_accuracy": (hits[present] / seen[present]).mean().item(),
         "top5": (top == labels[:, None]).any(1).float().mean().item(),
         "nll": F.cross_entropy(logits, labels).item(),
-        "ece": calibration_error(logits, labels).item(),
+        "ece": ece,
+        **compared,
     }
 
 
@@ -66,8 +74,4 @@ def evaluate(network: Network, split: Split, teacher_logits: Tensor | None = Non
     Args:
         teacher_logits: the teacher's predictions [N, C] of the same split: the network is measured beside them, too.
     """
-    logits = predict(network, split)
-    metrics = measure(logits, split.labels)
-    if teacher_logits is not None:
-        metrics |= beside(logits, teacher_logits, split.labels)
-    return metrics
+    return measure(predict(network, split), split.labels, teacher_logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,29 @@ def student(recipe: Recipe, data: Data) -> nn.Module:
     Raises:
         TrialFailure: the family cannot be built so ("invalid").
     """
-    return build(recipe.student, recipe.transform, input_shape(recipe, data), data.classes, branches(recipe))
+    return build_of(recipe, input_shape(recipe, data), data.classes)
+
+
+def build_of(recipe: Recipe, shape: InputShape, classes: int) -> nn.Module:
+    """The recipe's student with fresh weights at this input and these classes.
+
+    Raises:
+        TrialFailure: the family cannot be built so ("invalid").
+    """
+    return build(recipe.student, recipe.transform, shape, classes, branches(recipe))
+
+
+def residual(recipe: Recipe, size: float) -> Recipe:
+    """The recipe on a student with this share of the channels.
+
+    Raises:
+        TrialFailure: the family has none ("invalid").
+    """
+    family = STUDENTS[recipe.student.name](**recipe.student.hyper)
+    smaller = family if size >= 1 else family.thinned(size)
+    if smaller is None:
+        raise TrialFailure("invalid", f"student family {family.name!r} has no smaller network to correct it")
+    return replace(recipe, student=Node(smaller.name, smaller.hyper))
 
 
 def build(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.kd_methods import ModelSpec, Need, Signals
+from kdsearch.kd_methods.sparse import Visible
 from kdsearch.kd_methods.tap import Tap, probe
 
 
@@ -58,9 +59,21 @@ class Network:
             images = F.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         return torch.addcmul(self.shift, images, self.scale).contiguous(memory_format=self.memory_format)
 
-    def __call__(self, images: Tensor, target: Tensor | None = None, *, create_graph: bool = False) -> Signals:
+    def spares(self, visible: Visible | None) -> bool:
+        """Whether the module would be kept to what is visible."""
         assert self.tap is not None
-        return self.tap(self.prepare(images), target, create_graph)
+        return self.tap.spares(visible)
+
+    def __call__(
+        self,
+        images: Tensor,
+        target: Tensor | None = None,
+        *,
+        create_graph: bool = False,
+        visible: Visible | None = None,
+    ) -> Signals:
+        assert self.tap is not None
+        return self.tap(self.prepare(images), target, create_graph, visible)
 
     def logits(self, images: Tensor) -> Tensor:
         """Plain inference, [B, C]: the first output where the module gives several."""

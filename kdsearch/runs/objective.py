@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, Batch, DataSpec, KDMethod, ModelSpec, Need, Needs, Signals, Stage
+from kdsearch.kd_methods.label_loss import label_loss
 from kdsearch.kd_methods.signals import STAGED
 from kdsearch.kd_methods.strategy import SELF, Lesson, TeachingStrategy
 from kdsearch.search_space.pairing import pair
@@ -27,11 +28,14 @@ def nothing_prepared(method: KDMethod, supplier: str, spec: ModelSpec, stages: l
 
 @dataclass
 class Bound:
-    """A method joined to one supplier: an instance with its own parts, and the stages it reads on either side."""
+    """A method joined to one supplier, or to one layer of it: an instance with its own parts, the stages it reads on
+    either side, and its share beside the other suppliers'.
+    """
 
     method: KDMethod
     student_stages: list[int]
     teacher_stages: list[int]
+    share: float = 1.0
 
 
 @dataclass
@@ -41,11 +45,11 @@ class Term:
     slot: str
     name: str
     weight: float
-    bound: dict[str, Bound]
+    bound: dict[str, list[Bound]]
 
     @property
     def method(self) -> KDMethod:
-        return next(iter(self.bound.values())).method
+        return next(iter(self.bound.values()))[0].method
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Objective:
 
     Args:
         prepare: gives what a method wants prepared of a supplier.
+        place: which learner this is, of how many.
+        shares: by supplier, one for each layer pair of the recipe's pairing, where the strategy weighs them apart.
 
     Raises:
         TrialFailure: a method cannot join this student to this teacher ("invalid").
@@ -77,10 +83,18 @@ class Objective:
         suppliers: Mapping[str, ModelSpec],
         data: DataSpec,
         prepare: Prepare = nothing_prepared,
+        *,
+        place: tuple[int, int] = (0, 1),
+        shares: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        self.recipe, self._prepare = recipe, prepare
+        self.recipe, self._prepare, self._shares = recipe, prepare, shares or {}
         methods: dict[str, Any] = dict(recipe.methods())
         self.strategy: TeachingStrategy = methods["teaching"]
+        self.strategy.place = place
+        for slot, method in methods.items():
+            if data.partly and method.reads_labels:
+                reason = "reads the label of every sample, and some have none"
+                raise TrialFailure("invalid", f"{slot}={method.name} {reason}")
         self.temperature: Any = methods["temperature"]
         self.targets: Any = methods["targets"]
         self.schedule: Any = methods["schedule"]
@@ -88,6 +102,7 @@ class Objective:
         self.optimizer: Any = methods["optimizer"]
         self.parts = nn.ModuleDict()
         self._student, self._suppliers = student, dict(suppliers) or {SELF: student}
+        self.strategy.suppliers = tuple(self._suppliers)
         self.terms: list[Term] = []
         for slot in (*LOSS_SLOTS, "targets"):
             if slot in methods and "weight" in methods[slot].parameters:
@@ -105,32 +120,49 @@ class Objective:
         )
 
     def _term(self, slot: str, method: KDMethod, data: DataSpec) -> Term:
-        bound: dict[str, Bound] = {}
+        bound: dict[str, list[Bound]] = {}
         for k, (name, spec) in enumerate(self._suppliers.items()):
-            # Every supplier has its own projectors and banks: suppliers differ in their stages.
-            instance = method if not bound else METHODS[method.name](**method.hyper)
-            instance.supplier, instance.place = name, (k, len(self._suppliers))
-            bound[name] = self._bind(slot, name, instance, spec, data)
+            shares = self._shares.get(name, [1.0])
+            s_stages, t_stages = self._paired(slot, method, spec)
+            layers = [(s_stages, t_stages, fmean(shares))]
+            if method.additive and method.pairing is None and len(shares) == len(s_stages) > 1:
+                layers = [([a], [b], share) for a, b, share in zip(s_stages, t_stages, shares, strict=True)]
+            bound[name] = []
+            for layer, (own, theirs, share) in enumerate(layers):
+                # Every supplier has its own projectors and banks: suppliers differ in their stages.
+                instance = method if not bound[name] and len(bound) == 1 else METHODS[method.name](**method.hyper)
+                instance.supplier, instance.place = name, (k, len(self._suppliers))
+                key = f"{slot}-{name}" if len(layers) == 1 else f"{slot}-{name}-{layer}"
+                self._bind(key, name, instance, spec, (own, theirs), data)
+                bound[name].append(Bound(instance, own, theirs, share))
         return Term(slot, method.name, float(method.hyper["weight"]), bound)
 
-    def _bind(self, slot: str, supplier: str, method: KDMethod, teacher: ModelSpec, data: DataSpec) -> Bound:
-        s_stages: list[int] = []
-        t_stages: list[int] = []
+    def _paired(self, slot: str, method: KDMethod, teacher: ModelSpec) -> tuple[list[int], list[int]]:
+        """The stages that a method reads of the student and of a supplier."""
         student = self._student
-        if (method.needs.student | method.needs.teacher) & STAGED:
-            try:
-                policy = method.pairing or self.recipe.pairing
-                if method.needs.teacher & STAGED:
-                    s_stages, t_stages = pair(student.stages, teacher.stages, policy, spatial=method.spatial)
-                else:
-                    s_stages, _ = pair(student.stages, student.stages, policy, spatial=method.spatial)
-            except ValueError as error:
-                raise TrialFailure("invalid", f"{slot}={method.name}: {error}") from None
-            student, teacher = _with_stages(student, s_stages), _with_stages(teacher, t_stages)
+        if not (method.needs.student | method.needs.teacher) & STAGED:
+            return [], []
+        try:
+            policy = method.pairing or self.recipe.pairing
+            if method.needs.teacher & STAGED:
+                return pair(student.stages, teacher.stages, policy, spatial=method.spatial)
+            return pair(student.stages, student.stages, policy, spatial=method.spatial)[0], []
+        except ValueError as error:
+            raise TrialFailure("invalid", f"{slot}={method.name}: {error}") from None
+
+    def _bind(
+        self,
+        key: str,
+        supplier: str,
+        method: KDMethod,
+        teacher: ModelSpec,
+        stages: tuple[list[int], list[int]],
+        data: DataSpec,
+    ) -> None:
+        student, teacher = _with_stages(self._student, stages[0]), _with_stages(teacher, stages[1])
         if type(method).prepare is not KDMethod.prepare:
-            method.prepared = self._prepare(method, supplier, teacher, t_stages)
-        self._attach(f"{slot}-{supplier}", method, student, teacher, data)
-        return Bound(method, s_stages, t_stages)
+            method.prepared = self._prepare(method, supplier, teacher, stages[1])
+        self._attach(key, method, student, teacher, data)
 
     def _attach(self, key: str, method: KDMethod, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> None:
         try:
@@ -156,15 +188,19 @@ class Objective:
             total = total | method.needs
         return total
 
+    def batch_needs(self) -> frozenset[Need]:
+        """Signals of a teacher that are read at the batch itself or at companions, not in live views alone."""
+        return frozenset[Need]().union(*(m.needs.teacher for m in self.methods if not m.views_only))
+
     def student_stages(self) -> list[int]:
         """Stages of the student to tap: all of them where the strategy itself reads stages."""
         if STAGED & self.strategy.needs.student:
             return list(range(len(self._student.stages)))
-        return sorted({k for term in self.terms for bound in term.bound.values() for k in bound.student_stages})
+        return sorted({k for term in self.terms for b in term.bound.values() for one in b for k in one.student_stages})
 
     def teacher_stages(self, supplier: str) -> list[int]:
         """Stages of a supplier to tap."""
-        return sorted({k for term in self.terms for k in term.bound[supplier].teacher_stages})
+        return sorted({k for term in self.terms for one in term.bound[supplier] for k in one.teacher_stages})
 
     def stages(self) -> list[tuple[Stage, str | None]]:
         """The training's stages with the term that asks for each; one plain stage where no method is staged.
@@ -215,8 +251,7 @@ class Objective:
             batch.soften = self.temperature.soften
         task = student.logits.new_zeros(())
         if labels and self.label_weight:
-            target = batch.target if batch.soft_target is None else batch.soft_target
-            values["ce"] = F.cross_entropy(student.logits, target)
+            values["ce"] = label_loss(student.logits, batch)
             task = self.label_weight * values["ce"]
         supervised = self.strategy.supervise(student, batch) if labels else None
         if supervised is not None:
@@ -236,10 +271,14 @@ class Objective:
                 continue
             total = _plus(total, term.weight * factor * value)
         if own and self.own_lesson:
-            value = _total([(le.weight, self.strategy.loss(le.student, le.teacher, batch)) for le in lessons])
+            value = _total([(self._weight(le), self.strategy.loss(le.student, le.teacher, batch)) for le in lessons])
             values[self.strategy.name] = value
             total = _plus(total, float(self.strategy.hyper.get("weight", 1.0)) * factor * value)
         return Losses(task, total, values)
+
+    def _weight(self, lesson: Lesson) -> float | Tensor:
+        shares = self._shares.get(lesson.supplier)
+        return lesson.weight * fmean(shares) if shares else lesson.weight
 
     def _value(
         self,
@@ -251,14 +290,14 @@ class Objective:
         tapped: Mapping[str, list[int]],
     ) -> Tensor:
         if not term.method.needs.teacher:  # it reads the student itself, whoever teaches and whatever exits learn
-            bound = next(iter(term.bound.values()))
+            bound = next(iter(term.bound.values()))[0]
             return bound.method.loss(_at(main, bound.student_stages, student_tapped), main, batch)
-        losses = []
+        losses: list[tuple[float | Tensor, Tensor]] = []
         for lesson in lessons:
-            bound = term.bound.get(lesson.supplier) or next(iter(term.bound.values()))
-            student = _at(lesson.student, bound.student_stages, student_tapped)
-            teacher = _at(lesson.teacher, bound.teacher_stages, tapped.get(lesson.supplier, []))
-            losses.append((lesson.weight, bound.method.loss(student, teacher, batch)))
+            for bound in term.bound.get(lesson.supplier) or next(iter(term.bound.values())):
+                student = _at(lesson.student, bound.student_stages, student_tapped)
+                teacher = _at(lesson.teacher, bound.teacher_stages, tapped.get(lesson.supplier, []))
+                losses.append((lesson.weight * bound.share, bound.method.loss(student, teacher, batch)))
         return _total(losses)
 
 
@@ -271,9 +310,10 @@ def _plus(total: Tensor | None, value: Tensor) -> Tensor:
     return value if total is None else total + value
 
 
-def _total(weighted: list[tuple[float, Tensor]]) -> Tensor:
+def _total(weighted: list[tuple[float | Tensor, Tensor]]) -> Tensor:
     first, *rest = weighted
-    value = first[1] if first[0] == 1.0 else first[0] * first[1]
+    whole = not isinstance(first[0], Tensor) and first[0] == 1.0
+    value = first[1] if whole else first[0] * first[1]
     for weight, loss in rest:
         value = value + weight * loss
     return value

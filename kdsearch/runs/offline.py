@@ -21,6 +21,7 @@ from torch import Tensor
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import ModelSpec, Need, Signals
 from kdsearch.kd_methods.soft_labels import SoftLabels
+from kdsearch.kd_methods.sparse import Visible
 from kdsearch.runs.data import Data, Step
 from kdsearch.runs.network import Network
 from kdsearch.runs.views import ViewSpec
@@ -70,7 +71,7 @@ class Supply:
         return LIVE in self.how.values()
 
     def describe(self) -> str:
-        parts = [f"{need.value} {how}" for need, how in self.how.items()]
+        parts = [f"{need.value} {how}" for need, how in self.how.items()] or ["asked beside the batch alone"]
         if not self.shapes:
             return ", ".join(parts)
         kinds = " and ".join(sorted({self.types.get(name, "float16") for name in self.shapes}))
@@ -248,13 +249,15 @@ class FixedTeacher:
         self.network.module.eval()
         self.network.listen(self.needs, self.spec, self.stages)
 
-    def live(self, images: Tensor, target: Tensor | None) -> Signals:
-        """One frozen pass over these very images."""
+    def live(self, images: Tensor, target: Tensor | None, visible: Visible | None = None) -> Signals:
+        """One frozen pass over these very images, or over what is visible of them."""
         with torch.no_grad():
-            return self.network(images, target).detach()
+            return self.network(images, target, visible=visible).detach()
 
     def __call__(self, step: Step) -> Signals:
-        """The signals of a step's views."""
+        """The signals of a step's views: none where all that is read lies beside the batch."""
+        if not self.supply.how:
+            return Signals(step.images.new_empty(len(step.images), 0))
         if not self.stores:
             signals = self.live(step.images, step.target)
             if self.labels is not None:
@@ -305,7 +308,8 @@ class FixedTeacher:
         if wanted.any():
             rows = torch.from_numpy(wanted.nonzero()[0]).to(step.images.device)
             every = len(rows) == len(ids)
-            signals = self.live(*((t if every else t[rows]) for t in (step.images, step.target)))
+            images, target = ((t if every else t[rows]) for t in (step.images, step.target))
+            signals = self.live(images, target)
             own = wanted & ~foreign
             keep = torch.from_numpy(own[wanted]).to(step.images.device)
             for name, value in self._columns(signals).items():

@@ -79,7 +79,8 @@ def distill(
         model = teacher.prepare(config, loaded, how, folder, progress)
     else:
         model = teacher.adopt(teacher_module.to(loaded.device), type(teacher_module).__name__, config, loaded, how)
-    world = World(loaded, model, how, folder, config.metric, config.seed)
+    others = teacher.further(config, loaded, how, folder, progress)
+    world = World(loaded, model, how, folder, config.metric, config.seed, others=others)
     try:
         with threads(loaded.device, loaded.input_shape[-1]):
             done = distil(recipe, world, Seeds.finalist(config.seed, seed), checkpoint=checkpoint, progress=progress)
@@ -126,6 +127,6 @@ def student_from(card: dict[str, Any], weights: Path) -> nn.Module:
     recipe = Recipe.from_dict(card["recipe"])
     shape, classes = tuple(card["input_shape"]), int(card["classes"])
     module = models.build(recipe.student, recipe.transform, shape, classes, models.branches(recipe))
-    module = deploy.deployed(recipe, module, shape, classes, deploy.suppliers_of(weights))
+    module = deploy.deployed(recipe, module, shape, classes, deploy.joined(weights))
     models.load(module, weights)
     return module.eval()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import OperationalError
 from torch import nn
 
@@ -23,7 +24,9 @@ from kdsearch.runs.engines import Engine
 from kdsearch.runs.engines.local import LocalEngine
 from kdsearch.runs.export.files import write_best
 from kdsearch.runs.finals import Finals, Standing
+from kdsearch.runs.fitting import Fitting, fitting
 from kdsearch.runs.folder import RunFolder
+from kdsearch.runs.front import front
 from kdsearch.runs.ledger import Ledger
 from kdsearch.runs.progress import Progress
 from kdsearch.runs.settings import pick_device
@@ -52,16 +55,31 @@ class Run:
 
     @cached_property
     def search_ledger(self) -> Ledger:
-        knowledge = {"defaults": assemble.defaults(self.space), "priors": assemble.priors(self.space)}
-        return Ledger.open(self.config, self.path, knowledge)
+        ledger = Ledger.open(self.config, self.path)
+        self._inform(ledger)
+        return ledger
+
+    def _inform(self, ledger: Ledger) -> None:
+        space = self._space(ledger)
+        ledger.inform(self.config, {"defaults": assemble.defaults(space), "priors": assemble.priors(space)})
 
     @cached_property
     def finals_ledger(self) -> Ledger:
         return Ledger.open_finals(self.config, self.path)
 
-    @cached_property
+    @property
     def space(self) -> SearchSpace:
-        return SearchSpace.from_dict(self.config.space)
+        """The config's space; once the students within its limits are known, what they leave of it."""
+        return self._space(self.search_ledger)
+
+    def _space(self, ledger: Ledger) -> SearchSpace:
+        whole, found = SearchSpace.from_dict(self.config.space), self._fitting(ledger)
+        return whole if found is None else found.within(whole)
+
+    @staticmethod
+    def _fitting(ledger: Ledger) -> Fitting | None:
+        found = ledger.study.user_attrs.get("students")
+        return None if found is None else Fitting(**found)
 
     @property
     def study(self) -> Any:
@@ -71,6 +89,11 @@ class Run:
     @property
     def finals(self) -> Finals:
         return Finals(self.config, self.place, self.search_ledger, self.finals_ledger, self.space.default())
+
+    @property
+    def front(self) -> list[FrozenTrial]:
+        """The trials on the Pareto front of a search with several objectives, best metric first."""
+        return front(self.search_ledger)
 
     @property
     def standings(self) -> list[Standing]:
@@ -155,23 +178,43 @@ class Run:
         return self
 
     def _world(self, say: Progress, module: nn.Module | None, data: Data | None) -> World:
-        device = self.config.engine.device
-        if module is None and data is None:
-            return assemble.world(self.config, self.path, device, say.training)
+        device = pick_device(self.config.engine.device)
         how, cache = assemble.settings(self.config), assemble.cache(self.config, self.path)
-        loaded = data or assemble.data(self.config, pick_device(device))
+        loaded = data or assemble.data(self.config, device)
+        self._fit(loaded, cache, say)
         if module is None:
             model = teacher.prepare(self.config, loaded, how, cache, say.training)
         else:
             model = teacher.adopt(module.to(loaded.device), type(module).__name__, self.config, loaded, how)
-        return World(loaded, model, how, cache, self.config.metric, self.config.seed)
+        others = teacher.further(self.config, loaded, how, cache, say.training)
+        return World(loaded, model, how, cache, self.config.metric, self.config.seed, others=others)
+
+    def _fit(self, data: Data, cache: Path, say: Progress) -> None:
+        """Constrain the space by the limits. Done once in a run, before the teacher is trained."""
+        ledger = self.search_ledger
+        if not self.config.limits.given():
+            return
+        if self._fitting(ledger) is None and not ledger.trials():
+            found = fitting(self.space, assemble.sizes(self.config, data, None, cache))
+            ledger.study.set_user_attr("students", found.to_dict())
+            self._inform(ledger)
+        known = self._fitting(ledger)
+        if known is not None:
+            say.line(known.describe())
 
     def _search(self, engine: Engine, here: World, say: Progress, stop: Callable[[], bool]) -> None:
         assert here.teacher is not None
-        space = assemble.space(self.config, here.teacher.spec, here.data.classes)
+        found = self._fitting(self.search_ledger)
         driver = Driver(
-            self.config, space, self.search_ledger, here.teacher.spec, here.data.classes, stop=stop
-        )  # fmt: skip
+            self.config,
+            assemble.space(self.space, here.teacher.spec, here.data.classes, partly=here.data.partly),
+            self.search_ledger,
+            here.teacher.spec,
+            here.data.classes,
+            sizes=assemble.sizes(self.config, here.data, here.teacher.spec, here.cache),
+            share=found.share if found is not None else 1.0,
+            stop=stop,
+        )
 
         def changed(tally: Tally) -> None:
             say.search(tally, driver.elapsed)
@@ -179,7 +222,7 @@ class Run:
         driver.changed = changed
         engine.serve(driver)
         if driver.exhausted:
-            say.line("the space is exhausted: twenty proposals in a row were known or invalid")
+            say.line(f"the space is exhausted: {driver.patience:.0f} proposals in a row were known or invalid")
 
     def _warn_weak_teacher(self, here: World, say: Progress) -> None:
         """A teacher that is not above the student it is to teach deserves a word."""
@@ -230,6 +273,7 @@ class Run:
             "budget": self.config.budget.trials,
             "elapsed": ledger.study.user_attrs.get("elapsed", 0.0),
             "best": best.equation() if best else None,
+            "front": [{"trial": t.number, "values": t.values, "recipe": t.user_attrs["equation"]} for t in self.front],
             "finals": len(self.finals_ledger.trials()),
             "report": str(self.place.report) if self.place.report.exists() else None,
         }

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kdsearch.errors import TrialFailure, UserError
-from kdsearch.kd_methods.strategy import TEACHER, TeachingStrategy
+from kdsearch.kd_methods.strategy import EVERY, PIVOT, TEACHER, TeachingStrategy
 from kdsearch.runs import deploy, models
 from kdsearch.runs.config import RunConfig, TeacherConfig, teacher_node
 from kdsearch.runs.data import Data
@@ -53,6 +53,26 @@ def prepare(
         key = "teacher.recipe" if config.teacher.recipe else "teacher.model"
         raise UserError(f"{key}: {error}") from None
     return adopt(module, str(recipe.student.name), config, data, settings, seconds)
+
+
+def further(
+    config: RunConfig, data: Data, settings: Settings, cache: Path, progress: Progress | None = None
+) -> dict[str, TeacherModel]:
+    """The teachers beside the first, by the names under which they teach: teacher2, teacher3, ...
+
+    Raises:
+        UserError: as `prepare`; or one that knows other classes than the data's.
+    """
+    found: dict[str, TeacherModel] = {}
+    for k, own in enumerate(config.teachers):
+        try:
+            model = prepare(config.model_copy(update={"teacher": own}), data, settings, cache, progress)
+        except UserError as error:
+            raise UserError(f"teachers.{k}: {error}") from None
+        if model.spec.classes != data.classes:
+            raise UserError(f"teachers.{k}: knows {model.spec.classes} classes, and the data has {data.classes}")
+        found[f"{TEACHER}{k + 2}"] = model
+    return found
 
 
 def untrained(config: RunConfig, data: Data, settings: Settings) -> TeacherModel:
@@ -147,13 +167,14 @@ def _trained(
         module, before = _trained(config, recipe.without_distillation(), data, settings, cache, progress)
         above = adopt(module, f"ordinary {recipe.student.name}", config, data, settings, before)
     mine = replace(settings, epochs=config.teacher.epochs, views=config.teacher.epochs)
+    seed = config.seed if config.teacher.seed is None else config.teacher.seed
     made_of: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "data": data.fingerprint,
         "augmentation": str(data.augmentation),
         "epochs": mine.epochs,
         "batch": mine.batch_size,
-        "seed": config.seed,
+        "seed": seed,
     }
     if above is not None:
         made_of["teacher"] = above.hash
@@ -165,9 +186,9 @@ def _trained(
             return _stored(recipe, data, path), before + seconds
         except (UserError, ValueError, KeyError):
             log.warning("the stored teacher %s is damaged; it is trained again", path.name)
-    world = World(data, above, mine, cache, config.metric, config.seed)
+    world = World(data, above, mine, cache, config.metric, seed)
     with threads(data.device, data.input_shape[-1]):
-        done = distil(recipe, world, Seeds.search(config.seed), checkpoint=path.with_suffix(".pt"), progress=progress)
+        done = distil(recipe, world, Seeds.search(seed), checkpoint=path.with_suffix(".pt"), progress=progress)
     models.save(done.trained.module, path, done.trained.metadata)
     seconds = done.seconds + done.charged
     partial = meta.with_suffix(".partial")
@@ -182,13 +203,13 @@ def _taught(recipe: Recipe) -> bool:
     strategy: TeachingStrategy = methods["teaching"]
     plan = strategy.plan()
     reads = any(method.needs.teacher for method in methods.values())
-    return reads and (not strategy.own_objective or TEACHER in plan.teachers or bool(plan.pretrain))
+    fixed = {TEACHER, EVERY, PIVOT} & set(plan.teachers)
+    return reads and (not strategy.own_objective or bool(fixed or plan.pretrain))
 
 
 def _stored(recipe: Recipe, data: Data, path: Path) -> nn.Module:
     """A teacher's network of its file, with what its recipe's methods keep in it."""
     module = _module(recipe, data, data.classes)
-    suppliers = deploy.suppliers_of(path)
-    module = deploy.deployed(recipe, module, data.input_shape, data.classes, suppliers)
+    module = deploy.deployed(recipe, module, data.input_shape, data.classes, deploy.joined(path))
     models.load(module, path)
     return module

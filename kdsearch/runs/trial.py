@@ -13,15 +13,14 @@ import torch.nn.functional as F
 
 from kdsearch import proxies as proxy_room
 from kdsearch.errors import TrialFailure
-from kdsearch.kd_methods.strategy import TEACHER
-from kdsearch.runs import deploy, models
+from kdsearch.runs import models
 from kdsearch.runs.distil import Distilled, distil, examine
 from kdsearch.runs.fidelity import FULL, Fidelity
 from kdsearch.runs.jobs import FINAL, Failure, Job, Ladder, RungResult
 from kdsearch.runs.settings import Seeds
+from kdsearch.runs.sizes import Sizes, architecture
 from kdsearch.runs.world import World
-from kdsearch.search_space.recipe import Recipe, content_hash
-from kdsearch.search_space.students import measure
+from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.validity import problem
 
 PROXY_BATCH = 64
@@ -34,7 +33,8 @@ class Runner:
 
     def __init__(self, world: World, ladder: Ladder, folder: Path) -> None:
         self.world, self.ladder, self.folder = world, ladder, folder
-        self._sizes: dict[str, dict[str, float]] = {}
+        teacher = world.teacher.spec if world.teacher else None
+        self._sizes = Sizes(world.data, teacher, world.cache, ladder.limits, ladder.batch)
         self._scores: dict[str, dict[str, float]] = {}
 
     def run(self, job: Job) -> Generator[RungResult, None, None]:
@@ -85,32 +85,14 @@ class Runner:
         found = problem(recipe, self.world.teacher.spec if self.world.teacher else None, self.world.data.classes)
         if found:
             raise TrialFailure("invalid", found)
-        size = self.sizes(recipe)
-        for name, limit in (("parameters", self.ladder.max_parameters), ("macs", self.ladder.max_macs)):
-            if limit is not None and size[name] > limit:
-                raise TrialFailure("invalid", f"the student has {size[name]:,.0f} {name}; the limit is {limit:,.0f}")
-        return size
+        over = self._sizes.over(recipe)
+        if over:
+            raise TrialFailure("invalid", over)
+        return self.sizes(recipe)
 
     def sizes(self, recipe: Recipe) -> dict[str, float]:
-        """Parameters and MACs of the recipe's student, measured once per architecture."""
-        key = self._architecture(recipe)
-        if key not in self._sizes:
-            data, teacher = self.world.data, self.world.teacher
-            shape = models.input_shape(recipe, data)
-            suppliers = {} if teacher is None else {TEACHER: teacher.spec}
-            module = deploy.deployed(recipe, models.student(recipe, data), shape, data.classes, suppliers)
-            self._sizes[key] = {
-                "parameters": float(measure.parameters(module)),
-                "macs": float(measure.macs(module, shape)),
-            }
-        return self._sizes[key]
-
-    @staticmethod
-    def _architecture(recipe: Recipe) -> str:
-        nodes = {**recipe.terms, **recipe.policies}
-        asked = sorted(models.branches(recipe))
-        kept = {slot: nodes[slot].to_dict() for slot in (*deploy.exporting(recipe), "data")}
-        return content_hash([recipe.student.to_dict(), recipe.transform.to_dict(), asked, kept])
+        """Parameters, MACs and memory of the recipe's student, measured once per architecture."""
+        return self._sizes.of(recipe)
 
     def _proxies(self, recipe: Recipe, seed: int) -> RungResult:
         began = time.perf_counter()
@@ -120,7 +102,7 @@ class Runner:
 
     def scores(self, recipe: Recipe, seed: int) -> dict[str, float]:
         """Training-free scores of the student beside the teacher. An architecture is scored once."""
-        key = self._architecture(recipe)
+        key = architecture(recipe)
         if key not in self._scores:
             data = self.world.data
             ids = data.subset(1.0, seed)[:: max(1, len(data.train) // PROXY_BATCH)][:PROXY_BATCH]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdsearch.kd_methods import DataSpec, ModelSpec
+from kdsearch.kd_methods.strategy import TEACHER
 from kdsearch.runs.data import Data
 from kdsearch.runs.metrics import predict
 from kdsearch.runs.network import Network
@@ -40,6 +41,7 @@ class World:
 
     Attributes:
         cache: folder of stored signals and of models trained once (assistants); shared by all workers of a run.
+        others: further fixed teachers, by name: "teacher2" and so on.
     """
 
     data: Data
@@ -49,6 +51,12 @@ class World:
     metric: str = "accuracy"
     seed: int = 0
     assistants: dict[str, TeacherModel] = field(default_factory=dict)
+    others: dict[str, TeacherModel] = field(default_factory=dict)
+
+    @property
+    def teachers(self) -> dict[str, TeacherModel]:
+        """All fixed teachers by name, the first one's before the others'."""
+        return {} if self.teacher is None else {TEACHER: self.teacher, **self.others}
 
     def data_spec(self) -> DataSpec:
         """What methods may know of the training data, the largest batch included."""

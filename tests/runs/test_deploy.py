@@ -62,7 +62,11 @@ def test_the_reported_size_is_that_of_what_is_handed_out(world: World) -> None:
     plain, reusing = (runner.sizes(recipe(logits=name)) for name in ("kd", "simkd"))
     assert world.teacher is not None
     module = deploy.deployed(
-        recipe(logits="simkd"), models.student(recipe(), world.data), (1, 8, 8), 10, {TEACHER: world.teacher.spec}
+        recipe(logits="simkd"),
+        models.student(recipe(), world.data),
+        (1, 8, 8),
+        10,
+        deploy.Joined({TEACHER: world.teacher.spec}),
     )
     assert reusing["parameters"] == sum(p.numel() for p in module.parameters())
     assert reusing["parameters"] > plain["parameters"]

@@ -79,7 +79,7 @@ def test_a_student_trained_by_the_loss_alone_has_less_of_it(
     recipe = weighted(recipe, name, default * min(reference / norm, STEEPER))
     training, _, _ = _prepare(recipe, world, Seeds.search(0), FULL, None, None)
     training.run()
-    training.listen()
+    training.classroom.listen()
     after = training.gradient_norms()[1][name][0]
     assert after < before - FALL.get(name, 0.1) * abs(before), (before, after)
 

@@ -260,7 +260,7 @@ def test_several_objectives_show_their_front(tmp_path: Path) -> None:
     drawn = go.Figure(found.data["data-pareto"])
     assert xs(drawn, "on the front") == [1000.0, 900.0, 5e5, 6e5]
     assert ys(drawn, "dominated") == [0.7, 0.7]
-    assert xs(drawn, "baseline") == [500.0, 5e5]
+    assert xs(drawn, "no distillation") == [500.0, 5e5]
     assert "3 of 4 complete trials are on the front" in found.text
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals
-from kdsearch.kd_methods.strategy import SELF, Lesson, Plan, TeachingStrategy
+from kdsearch.kd_methods.strategy import SELF, Lesson
+from kdsearch.kd_methods.teaching._early_exits import EarlyExits
 from kdsearch.parameters import Float
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ def byot(
 
 
 @register
-class BYOT(TeachingStrategy):
+class BYOT(EarlyExits):
     """Exits after every stage but the last learn from labels (1 - α) and from the deepest classifier; no other teacher.
 
-    The exits are absent from the exported student. A logit term of the recipe stands in for the published
-    objective: each exit then learns by it.
+    The exits are absent from the exported student unless `keep_exits` asks for them: then each can be used alone, and
+    `result="ensemble"` gives the mean of all classifiers' probabilities, which the paper reports beside each exit. A
+    logit term of the recipe stands in for the published objective: each exit then learns by it. The paper names neither
+    hyper-parameters nor the branches' layers; both are those of the common third-party code.
     """
 
     name = "byot"
@@ -70,38 +73,26 @@ class BYOT(TeachingStrategy):
     beta: float = Float(1e-6, low=1e-7, high=1e-2, log=True, doc="weight of the hint")
     temperature: float = Float(3.0, low=1, high=10, log=True, domain=(1e-3, math.inf))
 
-    def plan(self) -> Plan:
-        return Plan(teachers=(SELF,))
-
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
+        """The exits.
+
+        Raises:
+            ValueError: the student has a single stage, or no pooled feature to imitate.
+        """
         from kdsearch.kd_methods.teaching._exits import exits
 
+        self.place_exits(student)
         return exits(student)
 
-    def _answers(self, student: Signals) -> list[Signals]:
-        """The exits' signals. Kept as views of the student's, so that labels and lessons of a step run the exits
-        once.
-        """
-        names = [f"exit{k}" for k in range(len(self.parts))]
-        if names[0] not in student.views:
-            for name, branch, feature in zip(names, self.parts, student.features, strict=False):
-                pooled, logits = branch(feature)
-                student.views[name] = Signals(logits=logits, embedding=pooled)
-        return [student.views[name] for name in names]
+    def signals(self, feature: Tensor, logits: Tensor) -> Signals:
+        return Signals(logits=logits, embedding=feature)
 
     def lessons(self, student: Signals, teachers: dict[str, list[Signals]], batch: Batch) -> list[Lesson]:
         (final,) = teachers[SELF]
-        return [Lesson(answer, final, 1.0, SELF) for answer in self._answers(student)]
+        return [Lesson(answer, final, 1.0, SELF) for answer in self.answers(student)]
 
     def supervise(self, student: Signals, batch: Batch) -> Tensor:
-        import torch.nn.functional as F
-
-        target = batch.target if batch.soft_target is None else batch.soft_target
-        answers = self._answers(student)
-        total = F.cross_entropy(answers[0].logits, target)
-        for answer in answers[1:]:
-            total = total + F.cross_entropy(answer.logits, target)
-        return (1 - self.alpha) * total
+        return (1 - self.alpha) * self.exit_labels(student, batch)
 
     def label_weight(self) -> float:
         return 1 - self.alpha

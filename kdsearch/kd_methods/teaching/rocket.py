@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kdsearch.kd_methods.catalogue import register
+from kdsearch.kd_methods.label_loss import label_loss
 from kdsearch.kd_methods.logits.kd import kd
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals, StageSpec
 from kdsearch.kd_methods.softening import reduce
@@ -130,10 +131,7 @@ class Rocket(TeachingStrategy):
     def supervise(self, student: Signals, batch: Batch) -> Tensor | None:
         if self.share == "none":
             return None
-        import torch.nn.functional as F
-
-        target = batch.target if batch.soft_target is None else batch.soft_target
-        return F.cross_entropy(self._booster(student).logits, target)
+        return label_loss(self._booster(student).logits, batch)
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         return rocket(student.logits, teacher.logits, hint=self.hint, temperature=self.temperature)

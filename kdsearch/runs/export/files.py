@@ -13,12 +13,13 @@ from kdsearch.errors import UserError
 from kdsearch.registry import load_plugins
 from kdsearch.runs import models
 from kdsearch.runs.config import without_password
+from kdsearch.runs.finals import Standing
 from kdsearch.runs.ledger import RUNG
 from kdsearch.search_space.recipe import Recipe
 
 if TYPE_CHECKING:
     from kdsearch.runs.data import Data
-    from kdsearch.runs.finals import Finals, Standing
+    from kdsearch.runs.finals import Finals
     from kdsearch.runs.run import Run
     from kdsearch.runs.world import World
 
@@ -47,7 +48,7 @@ def write_card(recipe: Recipe, data: Data, folder: Path) -> None:
 def write_recipe(run: Run, winner: Standing, path: Path) -> None:
     """A recipe file: the recipe, what it was found on, and what it scored."""
     config = run.config.model_dump(mode="json")
-    keep = ("data", "teacher", "fidelity", "metric", "seed", "plugins")
+    keep = ("data", "teacher", "teachers", "fidelity", "metric", "seed", "plugins")
     environment = json.loads((run.path / "environment.json").read_text())
     data: dict[str, Any] = {
         "recipe": winner.recipe.to_dict(),
@@ -68,6 +69,24 @@ def write_recipe(run: Run, winner: Standing, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(HEADER.format(name=path.name) + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     partial.replace(path)
+
+
+def of_trial(run: Run, number: int) -> Standing:
+    """The recipe of a trial of the search, with its scores over the seeds where the finals have it.
+
+    Raises:
+        UserError: no such trial, or one without a score.
+    """
+    trials = [t for t in run.search_ledger.trials() if t.values]
+    found = next((t for t in trials if t.number == number), None)
+    if found is None:
+        known = ", ".join(str(t.number) for t in trials[:20]) + (", ..." if len(trials) > 20 else "")
+        raise UserError(
+            f"--trial {number}: no complete trial of the search has this number; there are {known or 'none'}"
+        )
+    recipe = Recipe.from_dict(found.user_attrs["recipe"])
+    confirmed = next((s for s in run.standings if s.recipe == recipe), None)
+    return confirmed or Standing(recipe, str(found.user_attrs.get("origin")), [found.values[0]], [], number)
 
 
 def _scores(scores: list[float]) -> dict[str, Any] | None:

@@ -15,17 +15,20 @@ from markupsafe import Markup
 
 from kdsearch import searchers
 from kdsearch.runs.config import RunConfig, without_password
+from kdsearch.runs.front import front
 from kdsearch.runs.progress import clock
 from kdsearch.runs.report import agreement, figures, ladder
 from kdsearch.runs.report.agreement import tau_text
 from kdsearch.runs.report.decisions import table
 from kdsearch.runs.report.failures import failures
 from kdsearch.runs.report.figures.rungs import duration
+from kdsearch.runs.report.front import front_rows
 from kdsearch.runs.report.headline import headline, search_baselines
 from kdsearch.runs.report.likeness import Likeness, likeness
 from kdsearch.runs.report.notes import notes
 from kdsearch.runs.report.outcomes import KINDS, Outcome, outcomes, plural
 from kdsearch.runs.report.tables import finals_rows, mean_text
+from kdsearch.runs.sizes import number
 
 if TYPE_CHECKING:
     from kdsearch.runs.report.figures import Panel
@@ -50,6 +53,7 @@ def page(run: Run) -> str:
         "headline": headline(run, rows),
         "rows": rows,
         "likeness": alike,
+        "front": front_rows(run, rows),
         "ladder": ladder.rungs(run),
         "agreements": (pairs := agreement.agreements(run)),
         "poor": agreement.warnings(pairs),
@@ -94,7 +98,8 @@ def panels(
         figures.reasons(failures(run)),
     ]
     if config.minimise:
-        drawn.append(figures.pareto(ledger.study, trials, metric, config.minimise))
+        on_front = {trial.number for trial in front(ledger)}
+        drawn.append(figures.pareto(trials, on_front, metric, config.minimise, maximise=maximise))
     if config.searcher.name == "mcts":
         drawn.append(figures.tree(searchers.tree(ledger.study)))
     return drawn
@@ -133,6 +138,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"mean": mean_text, "signed": _signed, "duration": duration, "clock": clock, "plot": embedded}
+    made.filters |= {"quantity": lambda value, name: number(name, value)}
     made.filters |= {"count": _count, "quoted": shlex.quote, "plural": plural, "tau": tau_text}
     return made
 

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.runs.ledger import RUNG
 from kdsearch.runs.report.intervals import Estimate, estimate, paired
-from kdsearch.search_space.recipe import Node, Recipe
+from kdsearch.search_space.recipe import Recipe, student_text
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run
@@ -41,11 +41,16 @@ def finals_rows(run: Run) -> list[dict[str, Any]]:
     candidates = {key for key in ranked if len(scores[key]["validation"]) < most}
     # Over fewer seeds, a candidate's mean may not be compared with the others'.
     ranked.sort(key=lambda key: (key in candidates, -sign * fmean(scores[key]["validation"].values())))
-    winner = run.finals.winner()
+    winner, latencies = run.finals.winner(), _latencies(run)
     labels = _labels(ranked, candidates, roles, winner.recipe if winner is not None else None)
     best = winner.recipe.hash if winner is not None else None
     return [
-        {**_row(key, found[key], scores), "label": labels[key], "best": key == best, "candidate": key in candidates}
+        {
+            **_row(key, found[key], scores, latencies),
+            "label": labels[key],
+            "best": key == best,
+            "candidate": key in candidates,
+        }
         for key in labels
     ]
 
@@ -89,7 +94,23 @@ def _scores(run: Run, trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
     }
 
 
-def _row(key: str, trials: list[FrozenTrial], scores: dict[str, dict[str, dict[int, float]]]) -> dict[str, Any]:
+def _latencies(run: Run) -> dict[str, float]:
+    """Measured during the search, by recipe; empty where nobody asked for them."""
+    rungs = [rung.name for rung in run.config.fidelity.rungs]
+    return {
+        trial.user_attrs["hash"]: size["latency"]
+        for trial in run.search_ledger.trials()
+        for name in rungs
+        if "latency" in (size := trial.user_attrs.get(RUNG + name, {}).get("size", {}))
+    }
+
+
+def _row(
+    key: str,
+    trials: list[FrozenTrial],
+    scores: dict[str, dict[str, dict[int, float]]],
+    latencies: dict[str, float],
+) -> dict[str, Any]:
     attributes = trials[0].user_attrs
     recipe = Recipe.from_dict(attributes["recipe"])
     finals = [t.user_attrs[RUNG + "final"] for t in trials]
@@ -108,8 +129,9 @@ def _row(key: str, trials: list[FrozenTrial], scores: dict[str, dict[str, dict[i
             if ours:
                 theirs = scores[rival][split] if rival != key and rival in scores else {}
                 row[split][name] = _plain(paired(ours, theirs))
-    row["parameters"] = finals[0].get("size", {}).get("parameters")
-    row["macs"] = finals[0].get("size", {}).get("macs")
+    for name in ("parameters", "macs", "memory"):
+        row[name] = finals[0].get("size", {}).get(name)
+    row["latency"] = latencies.get(key)
     row["seconds"] = fmean(f["seconds"] for f in finals)
     row["assistant_seconds"] = fmean(f.get("assistants") or 0.0 for f in finals)
     return row
@@ -121,19 +143,6 @@ def _split(scores: dict[int, float]) -> dict[str, Any]:
 
 def _plain(found: Estimate | None) -> dict[str, Any] | None:
     return asdict(found) | {"resolved": found.resolved} if found else None
-
-
-def student_text(recipe: Recipe) -> str:
-    """The architecture in a few words."""
-    parts = [_node(recipe.student)]
-    if recipe.transform.name != "none":
-        parts.append(_node(recipe.transform))
-    return " + ".join(parts)
-
-
-def _node(node: Node) -> str:
-    inside = ", ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in node.hyper.items())
-    return f"{node.name}({inside})" if inside else node.name
 
 
 def mean_text(split: dict[str, Any] | None, *, signed: bool = False) -> str:
