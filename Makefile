@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/kdsearch run --run-dir $(DEMO)
 
 test: install-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install-test
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ class RungResult:
         score: the run's metric; for proxies the one that prunes.
         seconds: this rung's own cost; `charged` and `assistants` are the other models' (paid now, and in all).
         notes: how it was done, where that departs from the plain case.
+        tables: rows of numbers by name, for the report.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RungResult:
     charged: float = 0.0
     size: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, list[list[float]]] = field(default_factory=dict)
     weights: str | None = None
 
 

@@ -29,6 +29,7 @@ from kdsearch.search_space.recipe import Recipe, content_hash
 from kdsearch.search_space.students import measure
 
 BETWEEN = 15_485_863  # between the seeds of residual students
+POINTS = 64  # of an accuracy-cost curve
 Combine = Callable[[nn.Module], nn.Module]
 
 
@@ -107,6 +108,12 @@ def _energy(network: Network, answers: Tensor, world: World) -> float:
     return energy(answers - predict(network, world.data.validation)).item()
 
 
+def _spread(curve: Tensor) -> Tensor:
+    """At most so many rows of a curve, its ends among them."""
+    places = torch.linspace(0, len(curve) - 1, min(len(curve), POINTS), dtype=torch.float64).round().long()
+    return curve[places.to(curve.device)]
+
+
 def _result(
     recipe: Recipe,
     network: Network,
@@ -123,7 +130,7 @@ def _result(
     macs = [float(measure.macs(module, shape)) for module in members]
     split = data.validation
     answers = [predict(network.holding(module), split) for module in members]
-    curve = adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels, macs)
+    curve = _spread(adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels, macs))
     point = choose(curve)
     metrics = {
         **last.metrics,

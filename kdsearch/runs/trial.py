@@ -132,6 +132,7 @@ def _result(done: Distilled, name: str, metric: str) -> RungResult:
         assistants=done.assistants,
         charged=done.charged,
         notes=done.notes,
+        tables=done.tables,
     )
 
 

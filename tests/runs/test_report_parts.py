@@ -331,3 +331,27 @@ def test_the_table_of_decisions_takes_the_highest_rung_with_enough_trials(tmp_pa
     weight = next(decision for decision in found.decisions if decision.name == "logits.dkd.weight")
     assert set(weight.values) == {t.number for t in run.study.trials if t.params["logits"] == "dkd"}
     assert weight.log
+
+
+def test_a_student_that_can_leave_networks_out_shows_what_that_costs() -> None:
+    """A line for each recipe of the finals that has such a curve; no figure where none has."""
+    from types import SimpleNamespace
+
+    from kdsearch.runs.report import figures
+
+    curve = [[0.0, 0.95, 300.0], [0.5, 0.94, 200.0], [3.0, 0.9, 100.0]]
+    trials = [
+        SimpleNamespace(user_attrs={"hash": "a", "rung:final": {"tables": {"adaptive": curve}}}),
+        SimpleNamespace(user_attrs={"hash": "a", "rung:final": {"tables": {"adaptive": curve[:1]}}}),
+        SimpleNamespace(user_attrs={"hash": "b", "rung:final": {"tables": {}}}),
+    ]
+    rows = [{"hash": "a", "label": "best found"}, {"hash": "b", "label": "plain KD"}]
+    run = SimpleNamespace(finals_ledger=SimpleNamespace(trials=lambda: trials))
+    panel = figures.adaptive(run, rows)  # type: ignore[arg-type]
+    assert panel is not None
+    assert panel.figure is not None
+    (line,) = panel.figure.data
+    assert line.name == "best found"
+    assert list(line.x) == [300.0, 200.0, 100.0]
+    run = SimpleNamespace(finals_ledger=SimpleNamespace(trials=lambda: trials[2:]))
+    assert figures.adaptive(run, rows) is None  # type: ignore[arg-type]

@@ -97,6 +97,9 @@ def panels(
         figures.parallel(chosen, weights, metric, maximise=maximise),
         figures.reasons(failures(run)),
     ]
+    curve = figures.adaptive(run, rows)
+    if curve is not None:
+        drawn.append(curve)
     if config.minimise:
         on_front = {trial.number for trial in front(ledger)}
         drawn.append(figures.pareto(trials, on_front, metric, config.minimise, maximise=maximise))

@@ -1,5 +1,6 @@
 """The figures of the report, one file each: plain data in, a Plotly figure with its caption out."""
 
+from kdsearch.runs.report.figures.adaptive import adaptive
 from kdsearch.runs.report.figures.finalists import finalists
 from kdsearch.runs.report.figures.history import history
 from kdsearch.runs.report.figures.importance import importance, importances
@@ -13,6 +14,7 @@ from kdsearch.runs.report.figures.tree import tree
 
 __all__ = [
     "Panel",
+    "adaptive",
     "agreement",
     "costs",
     "finalists",
