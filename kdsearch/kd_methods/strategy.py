@@ -68,11 +68,11 @@ class Plan:
         peers_learn: whether peers take lessons too; otherwise they learn from labels alone.
         turns: learners move one after the other, each seeing the present answers of all others.
         alike: all learners begin with the student's initial weights.
-        own_views: each learner sees its own view of the samples.
+        own_views: each learner sees its own view of the samples; not where views are mixtures of samples.
         pivot: learning rate of PIVOT over the student's.
         fuse: share of the learners' mean that is blended into each of them, every `fuse_every` steps (0: every epoch).
         average: decay of the student's moving average; 0 keeps none.
-        second_view: AVERAGE sees another view of each sample than the student does.
+        second_view: AVERAGE sees another view of each sample than the student does, under the same condition.
         keep: whose weights are the result: "student", AVERAGE or HYBRID.
     """
 
@@ -118,6 +118,7 @@ class TeachingStrategy(KDMethod):
 
     Class attributes:
         supplies: the teacher-side signals that a lesson under this strategy has; terms that read others are invalid.
+        learns: the student-side signals that its lessons have: those of early exits, say, are few.
         needs: signals of the student that the strategy itself reads.
         own_objective: `loss` is the published objective of a lesson; it stands in where the recipe has no logit term.
         shaping: hyper-parameters that say which models there are and nothing of how each is trained: models of plans
@@ -126,6 +127,7 @@ class TeachingStrategy(KDMethod):
 
     slot = "teaching"
     supplies: ClassVar[frozenset[Need]] = ALL_SIGNALS
+    learns: ClassVar[frozenset[Need]] = ALL_SIGNALS
     own_objective: ClassVar[bool] = False
     shaping: ClassVar[tuple[str, ...]] = ()
 

@@ -100,15 +100,25 @@ def sizes(config: RunConfig, loaded: Data, model: ModelSpec | None, folder: Path
 def space(whole: SearchSpace, model: ModelSpec | None, classes: int, *, partly: bool = False) -> SearchSpace:
     """The space without what compares logits class by class where the teacher has other classes, and without what
     reads every label where the data is labelled in part.
+
+    Raises:
+        UserError: nothing is left of a slot.
     """
     found = SearchSpace(whole.options, ce_weight=whole.ce_weight, pairing=whole.pairing, max_terms=whole.max_terms)
     others = model is not None and model.classes != classes
     for slot, entries in found.options.items():
         if slot in ("student", "transform"):
             continue
-        for name in [n for n in entries if n in METHODS]:
-            if (others and METHODS[name].same_classes) or (partly and METHODS[name].reads_labels):
-                del entries[name]
+        unfit = [
+            name
+            for name in entries
+            if name in METHODS and ((others and METHODS[name].same_classes) or (partly and METHODS[name].reads_labels))
+        ]
+        if unfit and len(unfit) == len(entries):
+            reason = "reads every label, and some are missing" if partly else "compares logits class by class"
+            raise UserError(f"space.{slot}: each of {', '.join(unfit)} {reason}; add an entry that does not")
+        for name in unfit:
+            del entries[name]
     return found
 
 

@@ -6,15 +6,18 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from torch import nn
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import METHODS
 from kdsearch.kd_methods.strategy import EVERY, TEACHER, Plan, Pretrain
+from kdsearch.parameters import Value
 from kdsearch.runs import deploy, models
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.settings import Seeds
@@ -24,6 +27,7 @@ from kdsearch.search_space.recipe import Node, Recipe, content_hash
 from kdsearch.search_space.students.family import STUDENTS, StudentFamily
 
 GENERATION = 104_729  # between the seeds of generations
+AT_HAND = 8  # plan's models that stay in memory
 Given = dict[str, TeacherModel]
 Train = Callable[[Path], "tuple[Trained, float]"]
 """Trains with its state in this file; gives the result and its seconds, those of what it needed included."""
@@ -90,23 +94,36 @@ def kept(key: str, folder: Path, train: Train) -> Kept:
 
 
 def _read(path: Path, meta: Path) -> Kept | None:
+    """What lies there; None where nothing does, or where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         told = json.loads(meta.read_text())
-        return Kept(path, told, False) if path.exists() and "seconds" in told else None
-    except (OSError, ValueError):
+        with safe_open(str(path), "pt"):
+            return Kept(path, told, False) if isinstance(told, dict) and "seconds" in told else None
+    except (OSError, ValueError, SafetensorError):
         return None
 
 
 def key_of(recipe: Recipe, plan: Plan, given: Given, world: World, seeds: Seeds, fidelity: Fidelity) -> str:
-    """Names what a training of this recipe under these teachers gives. Strategies' plans are part of the recipe."""
+    """Names what a training of this recipe under this plan gives.
+
+    The run's teacher counts even where it does not teach: sizes in between are measured against it.
+    """
+    known = {**world.teachers, **given}
     return content_hash(
         {
             "recipe": _content(recipe),
-            "teachers": [given[name].hash if name in given else name for name in plan.teachers],
+            "teachers": [known[name].hash if name in known else name for name in plan.teachers],
+            "pretrain": [asdict(model) for model in plan.pretrain],
+            "teacher": None if world.teacher is None else world.teacher.hash,
             "data": world.data.fingerprint,
             "augmentation": str(world.data.augmentation),
             "epochs": round(world.settings.epochs * fidelity.epochs),
             "share": fidelity.data,
+            "resolution": fidelity.resolution,
+            "precision": world.settings.precision,
+            "metric": world.metric,
             "views": world.settings.views,
             "batch": world.settings.batch_size,
             "seeds": asdict(seeds),
@@ -198,12 +215,14 @@ def _pretrained(
     share = Fidelity("assistant", epochs=fidelity.epochs)
     later = pretrain.generation * GENERATION
     seeds = replace(seeds, init=seeds.init + later, order=seeds.order + later)
-    key = key_of(own, plan, given or world.teachers, world, seeds, share)
+    key = key_of(own, plan, given, world, seeds, share)
     if key in world.assistants:
         return world.assistants[key], Costs(world.assistants[key].seconds)
     found = kept(key, world.cache / "models", lambda state: train_apart(own, world, seeds, share, plan, given, state))
     name = f"{pretrain.name} ({STUDENTS[own.student.name](**own.student.hyper)!r})"
     model = network_of(own, world, found.path, key, name, found)
+    while len(world.assistants) >= AT_HAND:  # the oldest goes; its file stays
+        world.assistants.pop(next(iter(world.assistants)))
     world.assistants[key] = model
     return model, found.costs
 
@@ -235,11 +254,28 @@ def sized(student: Node, size: float, world: World) -> StudentFamily:
         return family
     if world.teacher is None:
         raise TrialFailure("invalid", "an assistant's size is measured against the teacher, and none was given")
+    data = world.data
+    hyper = tuple(sorted(student.hyper.items()))
+    found = _sized(student.name, hyper, size, world.teacher.spec.parameters, data.input_shape, data.classes)
+    if found is None:
+        raise TrialFailure("invalid", f"student family {family.name!r} cannot be widened to an assistant")
+    return found
+
+
+@lru_cache(maxsize=256)
+def _sized(
+    name: str, hyper: tuple[tuple[str, Value], ...], size: float, above: int, shape: models.InputShape, classes: int
+) -> StudentFamily | None:
+    """The family that comes nearest; None where it cannot be widened. Networks are built to be counted, and thrown
+    away.
+    """
+    family = STUDENTS[name](**dict(hyper))
 
     def count(candidate: StudentFamily) -> int:
-        return sum(p.numel() for p in candidate.build(world.data.input_shape, world.data.classes).parameters())
+        with torch.random.fork_rng(devices=[]):
+            return sum(p.numel() for p in candidate.build(shape, classes).parameters())
 
-    low, high = math.log(count(family)), math.log(max(world.teacher.spec.parameters, 1))
+    low, high = math.log(count(family)), math.log(max(above, 1))
     wanted = low + size * (high - low)
     best, distance = family, abs(low - wanted)
     factor = 1.0
@@ -247,7 +283,7 @@ def sized(student: Node, size: float, world: World) -> StudentFamily:
         factor *= 1.25
         wider = family.widened(factor)
         if wider is None:
-            raise TrialFailure("invalid", f"student family {family.name!r} cannot be widened to an assistant")
+            return None
         here = math.log(count(wider))
         if abs(here - wanted) < distance:
             best, distance = wider, abs(here - wanted)

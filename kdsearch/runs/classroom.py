@@ -148,8 +148,9 @@ class Classroom:
         *,
         labels: bool,
         own: bool,
-    ) -> tuple[list[Signals], list[Losses]]:
-        """One forward pass of everybody: every learner's answer and losses."""
+        moving: list[Learner],
+    ) -> tuple[list[Signals], list[Losses | None]]:
+        """One forward pass of everybody: every learner's answer, and the losses of those who move."""
         plan = self.plan
         steps = [self._shown(step, k) for k in range(len(self.learners))]
         with self.settings.autocast(self.data.device):
@@ -172,8 +173,11 @@ class Classroom:
             self.pivot.learn(images, soft, self.settings.autocast(self.data.device))
             with self.settings.autocast(self.data.device):
                 common[PIVOT] = [asked(self.pivot.teach, step.images, step.target, extras)]
-        found = []
+        found: list[Losses | None] = []
         for k, learner in enumerate(self.learners):
+            if learner not in moving:
+                found.append(None)
+                continue
             if hybrid is not None:
                 answers[k].views[HYBRID] = hybrid
                 batches[k].views[HYBRID] = self._batch(seen, [], progress, generator)
@@ -193,8 +197,8 @@ class Classroom:
 
     def _shown(self, step: Step, k: int) -> Step:
         """What learner k sees of a step; the hybrid counts as one more."""
-        if not self.plan.own_views or k == 0:
-            return step
+        if not self.plan.own_views or k == 0 or step.soft_target is not None:
+            return step  # of a mixture, another view would be another mixture
         return self.data.view(step.ids, step.view + k * SECOND_VIEW, self.views, turn=step.turn)
 
     def _live(self, answers: list[Signals], k: int) -> dict[str, list[Signals]]:
@@ -219,7 +223,7 @@ class Classroom:
     @torch.no_grad()
     def _averaged(self, step: Step, extras: list[Extra]) -> Signals:
         images = step.images
-        if self.plan.second_view:
+        if self.plan.second_view and step.soft_target is None:
             images = self.data.view(step.ids, step.view + SECOND_VIEW, self.views).images
         average = self.average
         assert average is not None
@@ -256,7 +260,10 @@ class Classroom:
             self.hybrid.fuse(self.plan.fuse)
 
     def close(self) -> None:
-        for learner in self.learners:
-            learner.network.close()
-        if self.pivot is not None:
-            self.pivot.network.close()
+        """Take every tap off: the networks are handed out, or go back to the run."""
+        networks = [learner.network for learner in self.learners]
+        networks += [teacher.network for teacher in self.fixed.values()]
+        networks += [] if self.average is None else [self.average]
+        networks += [] if self.pivot is None else [self.pivot.network]
+        for network in networks:
+            network.close()

@@ -264,6 +264,11 @@ class RunConfig(Section):
         load_plugins([name for name in names if isinstance(name, str)] if isinstance(names, list) else [])
         return data
 
+    @field_validator("minimise", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("space")
     @classmethod
     def _space(cls, value: dict[str, Any]) -> dict[str, Any]:

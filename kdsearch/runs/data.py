@@ -20,6 +20,13 @@ from kdsearch.kd_methods.signals import UNLABELLED
 from kdsearch.runs.views import Augmentation, ViewSpec, augment, box_share, mates, mix, mixing, paste
 
 
+def spread(ids: Tensor, count: int) -> Tensor:
+    """At most so many of the ids, evenly over all of them: sorted data shows every class."""
+    if len(ids) <= count:
+        return ids
+    return ids[torch.linspace(0, len(ids) - 1, count, dtype=torch.float64).long().to(ids.device)]
+
+
 @dataclass
 class Split:
     """Images and labels. `images` is uint8 [N, C, H, W] or an indexable that yields such images one by one."""
@@ -29,6 +36,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def outline(self) -> bytes:
+        """What tells these images from others without reading all of them again: their sums, or their files' names."""
+        if isinstance(self.images, Tensor):
+            return self.images.flatten(1).sum(1, dtype=torch.int64).cpu().numpy().tobytes()
+        return "\n".join(getattr(self.images, "files", ())).encode()
 
     def take(self, ids: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] on the labels' device."""
@@ -111,12 +124,13 @@ class Data:
         self.train, self.validation, self.test = train, validation, test
         self.class_names = class_names or [str(k) for k in range(classes)]
         self.loader_workers = loader_workers
-        sample = train.take(torch.arange(min(len(train), 2048), device=train.labels.device))
+        sample = train.take(spread(torch.arange(len(train), device=train.labels.device), 2048))
         self.input_shape: tuple[int, int, int] = tuple(sample.shape[1:])  # type: ignore[assignment]
         self.mean = sample.mean((0, 2, 3)) if mean is None else mean
         self.std = sample.std((0, 2, 3)).clamp_min(1e-3) if std is None else std
         digest = hashlib.sha256(train.labels.cpu().numpy().tobytes())
         digest.update((sample[:256] * 255).to(torch.uint8).cpu().numpy().tobytes())
+        digest.update(train.outline())
         self.partly = bool((train.labels < 0).any())
         self.fingerprint = digest.hexdigest()[:12]
 

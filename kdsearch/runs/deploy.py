@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from kdsearch.kd_methods import METHODS, DataSpec, KDMethod, ModelSpec, StageSpec
+from kdsearch.kd_methods import METHODS, DataSpec, KDMethod, ModelSpec, Need, StageSpec
 from kdsearch.kd_methods.strategy import Plan, TeachingStrategy
 from kdsearch.kd_methods.tap import probe
 from kdsearch.runs import models
@@ -86,7 +86,7 @@ def _corrected(
     """The student with its residual students, `beside` of them."""
     node = recipe.policies["teaching"]
     strategy: TeachingStrategy = METHODS[node.name](**node.hyper)  # type: ignore[assignment]
-    further = models.residual(recipe, plan.residual_size)
+    further = models.residual(on_logits(plainly_taught(recipe)), plan.residual_size)
     members = [student, *(models.build_of(further, shape, classes) for _ in range(beside - 1))]
     return strategy.combine(members, models.build_of(further, shape, classes))
 
@@ -94,6 +94,16 @@ def _corrected(
 def plainly_taught(recipe: Recipe) -> Recipe:
     """The recipe under the one fixed teacher."""
     return replace(recipe, policies={**recipe.policies, "teaching": _neutral("teaching")})
+
+
+def on_logits(recipe: Recipe) -> Recipe:
+    """What residual students learn by: the logit term alone, as a sum has nothing but logits; plain KD without one."""
+    bare = recipe.plain_kd()
+    node = recipe.terms.get("logits")
+    if node is None or METHODS[node.name](**node.hyper).needs.student - {Need.LOGITS}:
+        return bare
+    kept = {slot: recipe.policies[slot] for slot in ("temperature", "schedule", "data")}
+    return replace(bare, ce_weight=recipe.ce_weight, terms={"logits": node}, policies={**bare.policies, **kept})
 
 
 def _neutral(slot: str) -> Node:

@@ -29,6 +29,7 @@ from kdsearch.runs.shares import layer_shares
 from kdsearch.runs.training import Trained, Training
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Node, Recipe
+from kdsearch.search_space.students.transforms.net2net import Net2Net
 
 Progress = Callable[[int, int, float], None]
 
@@ -250,9 +251,11 @@ def examine(recipe: Recipe, world: World, seeds: Seeds, low: float, high: float)
             cross-entropy's ("rejected").
     """
     plan = plan_of(recipe, world)
+    neutral = plain(recipe)
     if plan.pretrain or plan.residuals:
-        neutral = plain(recipe).policies["teaching"]
-        recipe = replace(recipe, policies={**recipe.policies, "teaching": neutral})
+        recipe = replace(recipe, policies={**recipe.policies, "teaching": neutral.policies["teaching"]})
+    if recipe.transform.name == Net2Net.name:  # nor is a smaller student
+        recipe = replace(recipe, transform=neutral.transform)
     devices = [world.device] if world.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seeds.init)

@@ -94,7 +94,7 @@ class Driver:
             if trial.state in FINISHED and "hash" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
                 self._known.setdefault(trial.user_attrs["hash"], trial)
             score = trial.user_attrs.get(RUNG + "proxies", {}).get("score")
-            if score is not None:
+            if score is not None and trial.state in FINISHED and "duplicate_of" not in trial.user_attrs:
                 self._scores.append(score)
 
     def _enqueue_known_good(self) -> None:
@@ -218,7 +218,8 @@ class Driver:
             timed = {"latency"} & {*self.sizes.limits, *self.config.minimise}
             result.size |= self.sizes.of(Recipe.from_dict(job.recipe), *timed) if timed else {}
         self.ledger.record(trial, result)
-        self.tally.last = f"trial {job.number} {result.name} {result.score:.4g} in {result.seconds:.1f} s"
+        found = f"{result.score:.4g}" if math.isfinite(result.score) else "passed"
+        self.tally.last = f"trial {job.number} {result.name} {found} in {result.seconds:.1f} s"
         if not result.trained:
             go_on = job.protected or result.name != "proxies" or not self._below_quantile(result.score)
             if result.name == "proxies" and math.isfinite(result.score):

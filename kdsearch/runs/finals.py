@@ -15,6 +15,7 @@ from optuna.trial import Trial, TrialState
 
 from kdsearch.runs import deploy, models
 from kdsearch.runs.config import RunConfig
+from kdsearch.runs.driver import RETRIES
 from kdsearch.runs.engines import Engine
 from kdsearch.runs.folder import RunFolder
 from kdsearch.runs.front import front
@@ -52,6 +53,7 @@ class Finals:
         self.config, self.place, self.search, self.ledger = config, place, search, ledger
         self.default = default
         self.changed: Callable[[str], None] = lambda text: None
+        self._attempts: dict[tuple[str, int], int] = {}
         self._trials: dict[int, Trial] = {}
         self._queue: list[tuple[Recipe, str, int | None, int]] = []
 
@@ -137,7 +139,10 @@ class Finals:
     def finish(self, job: Job, failure: Failure) -> None:
         trial = self._trials.pop(job.number)
         self.ledger.fail(trial, failure)
-        if not failure.deterministic and int(trial.user_attrs.get("attempt", 1)) < 2:
+        attempts = self._attempts[trial.user_attrs["hash"], job.seed] = (
+            self._attempts.get((trial.user_attrs["hash"], job.seed), 0) + 1
+        )
+        if not failure.deterministic and attempts < RETRIES:
             recipe = Recipe.from_dict(job.recipe)
             self._queue.append((recipe, trial.user_attrs["role"], trial.user_attrs.get("source"), job.seed))
 

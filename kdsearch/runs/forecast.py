@@ -65,9 +65,12 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     full = seconds * steps * settings.epochs
     lines["full training"] = f"about {clock(full)} ({seconds * 1e3:.1f} ms a step, {steps * settings.epochs:,} steps)"
     trials, workers = config.budget.trials or 0, max(len(assemble.workers(config)), 1)
-    finals = config.finals.seeds * (config.finals.recipes + 2)
+    settings_of = config.finals
+    tried = settings_of.candidates or 2 * settings_of.recipes
+    finals = settings_of.seeds * (settings_of.recipes + 4) + settings_of.first * max(tried - settings_of.recipes, 0)
     upper = (trials * sum(r.epochs * r.data for r in config.fidelity.rungs) + finals) * full / workers
-    lines["whole run"] = f"at most about {clock(upper)} on {workers} worker(s), the teacher's own training not counted"
+    beside = "teachers, and what plans train beside the student, not counted"
+    lines["whole run"] = f"about {clock(upper)} on {workers} worker(s) if nothing is stopped; {beside}"
     return lines
 
 

@@ -140,18 +140,24 @@ class Ledger:
         steps = self.steps
         running, own = 0, self._costs(result.size)
         for other in self.trials():
-            if other.number != trial.number and not self._comparable(other, own):
+            mine = other.number == trial.number
+            if not mine and ("duplicate_of" in other.user_attrs or not self._comparable(other, own)):
                 continue
             values = {steps[n]: other.user_attrs[RUNG + n]["score"] for n in steps if RUNG + n in other.user_attrs}
             value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
             state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
-            mine = other.number == trial.number
             if mine:
                 running, state = len(mirror.get_trials(deepcopy=False)), TrialState.RUNNING
             elif state == TrialState.PRUNED and not values:
                 continue
-            # Successive halving compares what it has noted of each trial, not the reported values.
-            noted = {f"completed_rung_{k}": values[s] for k, s in enumerate(steps.values()) if s in values and not mine}
+            # Successive halving compares what it has noted of each trial, not the reported values: of the trial itself
+            # what lies below this rung, of trials that are never stopped nothing.
+            free = str(other.user_attrs.get("origin", "search")) != "search"
+            noted = {
+                f"completed_rung_{k}": values[step]
+                for k, (name, step) in enumerate(steps.items())
+                if step in values and (name != result.name if mine else not free)
+            }
             mirror.add_trial(
                 optuna.trial.create_trial(state=state, value=value, intermediate_values=values, system_attrs=noted)
             )

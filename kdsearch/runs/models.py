@@ -29,10 +29,15 @@ def branches(recipe: Recipe) -> frozenset[str]:
     return frozenset().union(*(METHODS[node.name].branches for node in nodes))
 
 
+def shown(recipe: Recipe) -> float:
+    """Share of the image side that the student sees."""
+    node = recipe.policies["data"]
+    return float(METHODS[node.name](**node.hyper).policy().student_resolution)  # type: ignore[attr-defined]
+
+
 def input_shape(recipe: Recipe, data: Data) -> InputShape:
     """What the student is shown: the data's images, or smaller ones where only the teacher sees all of them."""
-    node = recipe.policies["data"]
-    share = METHODS[node.name](**node.hyper).policy().student_resolution  # type: ignore[attr-defined]
+    share = shown(recipe)
     channels, height, width = data.input_shape
     return channels, max(1, round(height * share)), max(1, round(width * share))
 

@@ -112,12 +112,9 @@ class Objective:
             self._attach(slot, method, student, reference, data)
         self.softens = recipe.policies["temperature"].name != "constant"
         self.own_lesson = self.strategy.own_objective and not any(t.slot == "logits" for t in self.terms)
-        self.label_weight = (
-            recipe.ce_weight
-            * self.targets.label_weight()
-            * self.data_method.label_weight()
-            * self.strategy.label_weight()
-        )
+        # The strategy's own label losses have shares of their own; what scales labels at large scales them too.
+        self.supervision = recipe.ce_weight * self.targets.label_weight() * self.data_method.label_weight()
+        self.label_weight = self.supervision * self.strategy.label_weight()
 
     def _term(self, slot: str, method: KDMethod, data: DataSpec) -> Term:
         bound: dict[str, list[Bound]] = {}
@@ -253,10 +250,10 @@ class Objective:
         if labels and self.label_weight:
             values["ce"] = label_loss(student.logits, batch)
             task = self.label_weight * values["ce"]
-        supervised = self.strategy.supervise(student, batch) if labels else None
+        supervised = self.strategy.supervise(student, batch) if labels and self.supervision else None
         if supervised is not None:
-            values["exits"] = supervised
-            task = task + supervised
+            values[f"{self.strategy.name} labels"] = supervised
+            task = task + self.supervision * supervised
         lessons = self.strategy.lessons(student, teachers, batch) if teachers else [Lesson(student, student)]
         factor = self.schedule.distillation_weight(batch.progress) * self.strategy.distillation_weight(batch.progress)
         total: Tensor | None = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import TrialFailure
-from kdsearch.kd_methods import METHODS, Need
+from kdsearch.kd_methods import METHODS
 from kdsearch.kd_methods.strategy import TEACHER, Plan, TeachingStrategy
 from kdsearch.kd_methods.teaching._residual import adaptive_curve, choose, energy
 from kdsearch.runs import assistants, deploy, models
@@ -51,7 +51,7 @@ def distil_residually(recipe: Recipe, world: World, seeds: Seeds, fidelity: Fide
     network = _network(assistants.rebuilt(first, world, last.path), first, world)
     costs, members = Costs(), [network.module]
     energies = [_energy(network, answers, world)]
-    further = models.residual(_on_logits(first), plan.residual_size)
+    further = models.residual(deploy.on_logits(first), plan.residual_size)
     for k in range(plan.residuals):
         if strategy.enough(energies):
             break
@@ -73,16 +73,6 @@ def distil_residually(recipe: Recipe, world: World, seeds: Seeds, fidelity: Fide
 def _strategy(recipe: Recipe) -> TeachingStrategy:
     node = recipe.policies["teaching"]
     return METHODS[node.name](**node.hyper)  # type: ignore[return-value]
-
-
-def _on_logits(recipe: Recipe) -> Recipe:
-    """What residual students learn by: the logit term alone, as a sum has nothing but logits; plain KD without one."""
-    bare = recipe.plain_kd()
-    node = recipe.terms.get("logits")
-    if node is None or METHODS[node.name](**node.hyper).needs.student - {Need.LOGITS}:
-        return bare
-    kept = {slot: recipe.policies[slot] for slot in ("temperature", "schedule", "data")}
-    return replace(bare, ce_weight=recipe.ce_weight, terms={"logits": node}, policies={**bare.policies, **kept})
 
 
 def _kept(key: str, recipe: Recipe, world: World, seeds: Seeds, fidelity: Fidelity, combine: Combine | None) -> Kept:
@@ -129,8 +119,8 @@ def _result(
     data, shape = world.data, models.input_shape(recipe, world.data)
     macs = [float(measure.macs(module, shape)) for module in members]
     split = data.validation
-    answers = [predict(network.holding(module), split) for module in members]
-    curve = _spread(adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels, macs))
+    answers = [predict(network.holding(module), split).cpu() for module in members]  # float64 does not exist everywhere
+    curve = _spread(adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels.cpu(), macs))
     point = choose(curve)
     metrics = {
         **last.metrics,
@@ -139,6 +129,9 @@ def _result(
         "adaptive_accuracy": point.accuracy,
         "adaptive_macs": point.cost,
     }
+    if not last.paid:
+        costs += last.costs
+    seconds = last.costs.charged
     fall = " → ".join(f"{value:.3g}" for value in energies)
     spares = f"accuracy {point.accuracy:.4f} at {point.cost:,.0f} of {sum(macs):,.0f} MACs a sample"
     notes = [
@@ -151,10 +144,10 @@ def _result(
         [(int(epoch), float(score)) for epoch, score in told["curve"]],
         told["losses"],
         {},
-        float(told["seconds"]),
+        seconds,
         int(told["epochs"]),
         int(told["steps"]),
         network.module,
         {"members": str(len(members) - 1), "suppliers": json.dumps({TEACHER: asdict(world.teacher.spec)})},
     )
-    return Distilled(trained, trained.seconds, costs.spent, costs.charged, notes, {"adaptive": curve.tolist()})
+    return Distilled(trained, seconds, costs.spent, costs.charged, notes, {"adaptive": curve.tolist()})

@@ -181,12 +181,18 @@ class Run:
         device = pick_device(self.config.engine.device)
         how, cache = assemble.settings(self.config), assemble.cache(self.config, self.path)
         loaded = data or assemble.data(self.config, device)
+        assemble.space(self.space, None, loaded.classes, partly=loaded.partly)  # said before anything is trained
         self._fit(loaded, cache, say)
         if module is None:
             model = teacher.prepare(self.config, loaded, how, cache, say.training)
         else:
             model = teacher.adopt(module.to(loaded.device), type(module).__name__, self.config, loaded, how)
         others = teacher.further(self.config, loaded, how, cache, say.training)
+        for name, other in others.items():
+            score = other.metrics.get(self.config.metric, float("nan"))
+            say.line(f"{name} {other.name}: {other.spec.parameters:,} parameters, validation {score:.4f}")
+        if not others and "ensemble" in self.space.options["teaching"] and self.config.space.get("teaching"):
+            say.line("warning: teaching=ensemble with one teacher is plain teaching; name others under `teachers`")
         return World(loaded, model, how, cache, self.config.metric, self.config.seed, others=others)
 
     def _fit(self, data: Data, cache: Path, say: Progress) -> None:

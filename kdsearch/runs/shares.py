@@ -9,6 +9,7 @@ from torch import Tensor
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import METHODS, ModelSpec, Need, Signals
 from kdsearch.kd_methods.strategy import TeachingStrategy
+from kdsearch.runs.data import spread
 from kdsearch.runs.network import Network
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.pairing import pair
@@ -43,7 +44,7 @@ def distances(
     distance of DisWOT (CVPR 2023), which needs neither equal channels nor equal sizes.
     """
     data = world.data
-    images = data.train.take(torch.arange(min(SAMPLES, len(data.train)), device=data.device))
+    images = data.train.take(spread(torch.arange(len(data.train), device=data.device), SAMPLES))
     spec = student.spec(data.input_shape)
     pairs = {}
     for name, model in suppliers.items():

@@ -45,8 +45,8 @@ def architecture(recipe: Recipe) -> str:
     """Names what of a recipe decides on the network that is handed out."""
     nodes = {**recipe.terms, **recipe.policies}
     asked = sorted(models.branches(recipe))
-    kept = {slot: nodes[slot].to_dict() for slot in (*deploy.exporting(recipe), "data")}
-    return content_hash([recipe.student.to_dict(), recipe.transform.to_dict(), asked, kept])
+    kept = {slot: nodes[slot].to_dict() for slot in deploy.exporting(recipe)}
+    return content_hash([recipe.student.to_dict(), recipe.transform.to_dict(), asked, kept, models.shown(recipe)])
 
 
 class Sizes:

@@ -16,7 +16,7 @@ from kdsearch.kd_methods import Stage
 from kdsearch.kd_methods.strategy import Plan
 from kdsearch.runs import checkpoint, curriculum
 from kdsearch.runs.classroom import Classroom, Learner
-from kdsearch.runs.data import Data, Step
+from kdsearch.runs.data import Data, Step, spread
 from kdsearch.runs.extras import gather
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.metrics import DIRECTIONS, evaluate
@@ -62,7 +62,7 @@ class Training:
         fixed: the frozen teachers by supplier name.
         pivot: the teacher that learns too, where the plan has one.
         members: networks that the strategy combines with the student in what is evaluated and handed out.
-        rate: factor on the learning rate throughout.
+        rate: factor on the student's learning rate throughout.
     """
 
     def __init__(
@@ -126,6 +126,12 @@ class Training:
             TrialFailure: a loss that is not finite ("non-finite") or a batch of one that does not fit
             ("out-of-memory").
         """
+        try:
+            return self._run()
+        finally:
+            self.classroom.close()
+
+    def _run(self) -> Trained:
         every = max(1, round(self.settings.epochs / max(self.settings.evaluations, 1)))
         began = saved = time.perf_counter()
         resumed = checkpoint.restore(self)
@@ -170,7 +176,6 @@ class Training:
         seconds = self.spent + time.perf_counter() - began
         if self.state_file is not None:
             self.state_file.unlink(missing_ok=True)
-        self.classroom.close()
         return Trained(
             self.kept,
             metrics,
@@ -189,7 +194,7 @@ class Training:
         share = self.transform.revision
         if share is None or self.done != min(round(share * self.epochs), self.epochs - 1):
             return
-        images = self.data.train.take(self.ids[:REVISED])
+        images = self.data.train.take(spread(self.ids, REVISED))
         for learner in self.learners:
             self.transform.revise(learner.network.module, learner.network.prepare(images))
         self.classroom.revised()
@@ -213,11 +218,12 @@ class Training:
         batch.
         """
         size = min(self.settings.batch_size, len(self.ids))
-        step = self.data.view(self.ids[:size], 0, self.views)
+        step = self.data.view(spread(self.ids, size), 0, self.views)
         student = self.student.network.module.train()
         self.objective.parts.train()
         active = [learner.objective.terms for learner in self.learners]
-        losses = self._losses(step, active, 0.5, labels=True, own=True)[0]
+        losses = self._losses(step, active, 0.5, labels=True, own=True, moving=[self.student])[0]
+        assert losses is not None
         parameters = [p for p in student.parameters() if p.requires_grad]
 
         def norm(loss: Tensor) -> float:
@@ -260,7 +266,7 @@ class Training:
             learner.parameters = [p for module in learner.modules for p in module.parameters() if p.requires_grad]
             learner.optimizer = learner.objective.optimizer.build(learner.parameters)
             for group in learner.optimizer.param_groups:
-                group["base_lr"] = group["lr"]
+                group["base_lr"] = group["lr"] * (self.rate if learner is self.student else 1.0)
             if state is not None:
                 learner.optimizer.load_state_dict(state["optimizers"][k])
 
@@ -272,7 +278,7 @@ class Training:
         active = [learner.objective.active(stage, owner) for learner in self.learners]
         for k, step in enumerate(self.data.steps(ids, view, batch_size, self.views, turn=turn)):
             progress = (epoch + k / count) / epochs
-            rate = self.objective.schedule.learning_rate(progress) * stage.rate * self.rate
+            rate = self.objective.schedule.learning_rate(progress) * stage.rate
             for optimizer in self._optimizers():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * rate
@@ -323,12 +329,12 @@ class Training:
     ) -> None:
         """Gradients of those who move, each from its own losses."""
         own = stage.terms in ("all", "others")
-        all_losses = self._losses(step, active, progress, labels=stage.labels, own=own)
-        if self.student in moving:
+        all_losses = self._losses(step, active, progress, labels=stage.labels, own=own, moving=moving)
+        if all_losses[0] is not None:
             self.losses.add(all_losses[0].values, share)
         totals: list[Tensor] = []
         for learner, losses in zip(self.learners, all_losses, strict=True):
-            if learner not in moving:
+            if losses is None:
                 continue
             if learner.objective.optimizer.split_gradients:
                 self._split_backward(learner, losses, share)
@@ -341,12 +347,22 @@ class Training:
             torch.autograd.backward(totals)
 
     def _losses(
-        self, step: Step, active: list[list[Term]], progress: float, *, labels: bool, own: bool
-    ) -> list[Losses]:
-        """One forward pass of everybody, and every learner's losses."""
+        self,
+        step: Step,
+        active: list[list[Term]],
+        progress: float,
+        *,
+        labels: bool,
+        own: bool,
+        moving: list[Learner],
+    ) -> list[Losses | None]:
+        """One forward pass of everybody, and the losses of those who move."""
         extras = gather(self.asking, step, self.data, self.views, self.stored_views, progress, self.generator)
-        answers, losses = self.classroom.losses(step, extras, active, progress, self.generator, labels=labels, own=own)
-        self.curriculum.observe(step.ids, answers[0].logits)
+        answers, losses = self.classroom.losses(
+            step, extras, active, progress, self.generator, labels=labels, own=own, moving=moving
+        )
+        if self.student in moving:
+            self.curriculum.observe(step.ids, answers[0].logits)
         return losses
 
     def _split_backward(self, learner: Learner, losses: Losses, share: float) -> None:

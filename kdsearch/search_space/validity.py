@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kdsearch.kd_methods import METHODS, DataMethod, KDMethod, ModelSpec, Need
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, DataMethod, KDMethod, ModelSpec, Need
 from kdsearch.kd_methods.strategy import EVERY, HYBRID, TEACHER
 from kdsearch.search_space.recipe import NEUTRAL, Recipe
 from kdsearch.search_space.students.family import STUDENTS
+from kdsearch.search_space.students.transforms import TRANSFORMS
 
 
 def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | None:
@@ -29,6 +30,9 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
         unmet = cls.needs.teacher - supplies
         if unmet and slot != "teaching":
             return f"{slot}={cls.name} reads the teacher's {min(unmet)}, which teaching={teaching_name} does not supply"
+        unseen = cls.needs.student - teaching.learns if slot in LOSS_SLOTS and cls.needs.teacher else frozenset()  # type: ignore[attr-defined]
+        if unseen:
+            return f"{slot}={cls.name} reads the student's {min(unseen)}, which teaching={teaching_name} does not show"
         if fixed_teacher and cls.needs.teacher and teacher is None:
             return f"{slot}={cls.name} needs a teacher, and the run has none"
         if not fixed_teacher and cls.needs.teacher and type(cls).prepare is not KDMethod.prepare:
@@ -43,10 +47,16 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
         by_labels = any(stage.terms == "none" and stage.labels for stage in cls.stages())
         if by_labels and not recipe.ce_weight:
             return f"{slot}={cls.name} ends with a stage of labels alone, and ce.weight is 0"
+        shown = recipe.policies["data"]
+        if by_labels and not METHODS[shown.name](**shown.hyper).label_weight():  # type: ignore[attr-defined]
+            return f"{slot}={cls.name} ends with a stage of labels alone, and data={shown.name} leaves labels out"
     if plan.pivot and (teacher is None or teacher.classes != classes):
         return f"teaching={teaching_name} trains a teacher of the data's {classes} classes on, and the run has none"
     if plan.residuals and teacher is None:
         return f"teaching={teaching_name} closes the gap to a teacher, and the run has none"
+    transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)
+    if transform.revision is not None and (plan.residuals or HYBRID in plan.teachers):
+        return f"transform={transform.name} changes networks half-way, and teaching={teaching_name} adds several up"
     optimizer = recipe.policies["optimizer"].name
     if HYBRID in plan.teachers and METHODS[optimizer].split_gradients:  # type: ignore[attr-defined]
         return f"optimizer={optimizer} takes losses apart, and those of teaching={teaching_name} belong to all learners"

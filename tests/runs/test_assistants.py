@@ -14,8 +14,8 @@ from torch import nn
 
 from kdsearch.errors import TrialFailure
 from kdsearch.runs import models
-from kdsearch.runs.assistants import kept
-from kdsearch.runs.distil import _prepare, distil
+from kdsearch.runs.assistants import AT_HAND, kept
+from kdsearch.runs.distil import _prepare, distil, examine
 from kdsearch.runs.fidelity import FULL, Fidelity
 from kdsearch.runs.metrics import predict
 from kdsearch.runs.network import Network
@@ -60,10 +60,10 @@ def test_of_several_who_want_it_at_once_one_trains(tmp_path: Path) -> None:
     assert (found.costs.spent, found.costs.charged) == (3.0, 0.0)
 
 
-@pytest.mark.parametrize("damage", ["{", "{}"])
-def test_a_torn_description_is_no_result(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(("file", "damage"), [("json", "{"), ("json", "{}"), ("json", "null"), ("safetensors", "torn")])
+def test_a_damaged_file_is_no_result(tmp_path: Path, file: str, damage: str) -> None:
     kept("key", tmp_path, lambda state: (trained(1.0), 1.0))
-    (tmp_path / "key.json").write_text(damage)
+    (tmp_path / f"key.{file}").write_text(damage)
     assert kept("key", tmp_path, lambda state: (trained(2.0), 2.0)).paid
 
 
@@ -126,3 +126,39 @@ def test_generations_by_the_recipe_have_the_recipes_losses(world: World) -> None
     assert done.charged > 0
     with pytest.raises(TrialFailure, match="none was given"):
         distil(chosen, replace(world, teacher=None), Seeds.search(0), BRIEF)
+
+
+def test_another_teacher_or_another_chain_makes_another_model(world: World) -> None:
+    """What a model was taught by is a part of its content, also where its plan names it alone."""
+    assert world.teacher is not None
+    own = replace(world.teacher, hash="another")
+    grown = {"student": {"family": "cnn", "channels": 8}, "transform": {"method": "net2net", "share": 0.5}}
+    for slots in (grown, {"teaching": {"method": "reskd", "residuals": 1}}):
+        chosen = recipe(logits="kd", **slots)
+        assert distil(chosen, world, Seeds.search(0), BRIEF).trained.steps > 0
+        again = distil(chosen, replace(world, assistants={}), Seeds.search(0), BRIEF)
+        other = distil(chosen, replace(world, teacher=own, assistants={}), Seeds.search(0), BRIEF)
+        assert again.charged == 0
+        assert other.charged > 0
+    first, second = (
+        distil(recipe(logits="kd", **grown, teaching={"method": "takd", "path": path}), world, Seeds.search(0), BRIEF)
+        for path in ("0.3", "0.9")
+    )
+    assert first.charged > 0
+    assert second.charged > 0
+    assert len(list((world.cache / "models").glob("*-bare.safetensors"))) == 4
+
+
+def test_looking_at_a_recipe_trains_nothing(world: World) -> None:
+    grown = recipe(logits="kd", student={"family": "cnn", "channels": 8}, transform="net2net")
+    for chosen in (grown, recipe(logits="kd", teaching="reskd"), recipe(logits="kd", teaching="born_again")):
+        examine(chosen, world, Seeds.search(0), 1e-6, 1e6)
+    assert not list((world.cache / "models").glob("*"))
+
+
+def test_few_models_stay_in_memory(world: World) -> None:
+    brief = replace(world, settings=replace(world.settings, epochs=1, views=1))
+    for k in range(AT_HAND + 2):
+        path = {"teaching": {"method": "takd", "path": f"{0.3 + k / 20:.2f}"}}
+        distil(recipe(logits="kd", **path), brief, Seeds.search(0), Fidelity("t", data=0.07))
+    assert len(brief.assistants) <= AT_HAND

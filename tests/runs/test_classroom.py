@@ -89,7 +89,7 @@ def test_fusing_moves_every_learner_towards_the_mean(networks: list[Network]) ->
 
 
 def test_learners_of_a_hybrid_begin_alike_see_their_own_views_and_the_mean_is_the_result(world: World) -> None:
-    chosen = recipe(teaching={"method": "okdph", "peers": 1} if "peers" in _parameters("okdph") else "okdph")
+    chosen = recipe(teaching={"method": "okdph", "peers": 1})
     training = begun(chosen, world)
     first, second = (learner.network.module for learner in training.learners[:2])
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -103,12 +103,6 @@ def test_learners_of_a_hybrid_begin_alike_see_their_own_views_and_the_mean_is_th
     learners = [next(learner.network.module.parameters()) for learner in training.learners]
     assert not torch.equal(learners[0], learners[1])
     torch.testing.assert_close(next(room.kept.module.parameters()), torch.stack(list(learners)).mean(0))
-
-
-def _parameters(name: str) -> Any:
-    from kdsearch.kd_methods import METHODS
-
-    return METHODS[name].parameters
 
 
 def test_losses_that_belong_to_all_cannot_be_taken_apart(world: World) -> None:
@@ -263,12 +257,27 @@ def test_a_layers_share_is_that_of_its_loss(world: World) -> None:
     assert max(single) > min(single)
 
 
-def test_modules_are_left_without_hooks(several: World) -> None:
-    assert several.teacher is not None
-    distil(recipe(logits="kd", teaching="ensemble"), several, Seeds.search(0), BRIEF)
-    distil(recipe(teaching="orc"), several, Seeds.search(0), BRIEF)
-    again = Pivot(several.teacher, 0.1)
-    assert not _hooks(again.network.module)
+@pytest.mark.parametrize("teaching", ["ensemble", "orc", "mean_teacher", "okdph", "dml"])
+def test_modules_are_left_without_hooks(several: World, teaching: str) -> None:
+    done = distil(recipe(logits="kd", features="at", teaching=teaching), several, Seeds.search(0), BRIEF)
+    assert not _hooks(done.trained.module)
+    assert not [name for name, model in several.teachers.items() if _hooks(model.network.module)]
+
+
+def test_a_failed_training_leaves_no_hooks_either(several: World) -> None:
+    hot = recipe(logits="kd", features={"method": "at", "weight": 1e30}, teaching="ensemble")
+    with pytest.raises(TrialFailure):
+        distil(hot, several, Seeds.search(0), BRIEF)
+    assert not [name for name, model in several.teachers.items() if _hooks(model.network.module)]
+
+
+def test_mixed_views_are_the_same_for_everybody(world: World) -> None:
+    """Another view of a mixture would be another mixture, and its answer no target."""
+    training = begun(recipe(logits="kd", data="funmatch", teaching="okdph"), world)
+    step = training.data.view(training.ids[:16], 0, training.views)
+    assert step.soft_target is not None
+    assert training.classroom._shown(step, 1) is step
+    training.classroom.close()
 
 
 def _hooks(module: nn.Module) -> int:

@@ -54,7 +54,8 @@ def test_residual_students_close_the_gap_and_are_found_again(longer: World) -> N
     again = distil(chosen, replace(longer, assistants={}), Seeds.search(0))
     assert again.trained.metrics == done.trained.metrics
     assert again.charged == 0
-    assert again.assistants == pytest.approx(done.assistants)
+    assert again.seconds == 0
+    assert again.assistants == pytest.approx(done.assistants + done.seconds, rel=0.2)
 
 
 def test_the_curve_runs_from_all_networks_to_the_first_alone(longer: World) -> None:

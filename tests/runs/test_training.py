@@ -144,19 +144,33 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {"features": "crd", "logits": "kd"},
+        {"teaching": "orc"},
+        {"teaching": {"method": "okdph", "interval": 2}},
+        {"teaching": "msd", "logits": "dkd"},
+        {"teaching": {"method": "dml", "turns": True}, "optimizer": "dot", "logits": "kd"},
+        {"transform": "linearity_grafting", "logits": "kd", "teaching": "mean_teacher"},
+        {"transform": "net2net", "logits": "kd", "student": {"family": "cnn", "channels": 8}},
+        {"teaching": {"method": "born_again", "ensemble": True}},
+    ],
+    ids=str,
+)
 def test_a_killed_training_goes_on_where_it_stopped(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: dict[str, Any]
 ) -> None:
     """Weights, optimiser, memory banks and generators survive: the resumed training ends as the uninterrupted one."""
     settings = replace(world.settings, epochs=4, views=4, checkpoint_seconds=0.0)
     here = World(world.data, world.teacher, settings, world.cache)
-    chosen, share = recipe(features="crd", logits="kd", teaching="teacher"), Fidelity("t", data=0.3)
-    whole = distil(chosen, here, Seeds.search(0), share).trained
+    chosen, share = recipe(**slots), Fidelity("t", data=0.3)
+    whole = distil(chosen, here, Seeds.search(0), share).trained  # what is trained beforehand is found from here on
     path = tmp_path / "state.pt"
     epoch = Training._epoch
 
     def dies(self: Training, *args: Any, **kwargs: Any) -> int:
-        if self.done == 2:
+        if self.done == self.epochs // 2:
             raise Killed
         return epoch(self, *args, **kwargs)
 
@@ -169,6 +183,8 @@ def test_a_killed_training_goes_on_where_it_stopped(
     assert resumed.steps == whole.steps
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-5)
     assert resumed.metrics == pytest.approx(whole.metrics, rel=1e-5)
+    for own, expected in zip(resumed.module.parameters(), whole.module.parameters(), strict=True):
+        torch.testing.assert_close(own, expected)
     assert not path.exists()
 
 

@@ -165,7 +165,7 @@ def test_the_smaller_student() -> None:
 def test_the_declaration() -> None:
     transform: Any = TRANSFORMS["net2net"]
     with pytest.raises(ValueError, match="nothing to grow"):
-        transform(size=1.0)
+        transform(size=1.0).smaller(students.create("resnet"))
     model = students.create("cnn", channels=4).build((1, 8, 8), 10)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert transform().apply(model) is model

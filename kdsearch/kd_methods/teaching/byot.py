@@ -66,6 +66,7 @@ class BYOT(EarlyExits):
     year = 2019
     needs = Needs.of(Need.LOGITS, Need.EMBEDDING, student=(Need.FEATURES,))
     supplies = frozenset({Need.LOGITS, Need.EMBEDDING})
+    learns = supplies
     own_objective = True
     functional = staticmethod(byot)
 

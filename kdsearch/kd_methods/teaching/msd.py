@@ -97,6 +97,7 @@ class MSD(EarlyExits):
     year = 2019
     needs = Needs.of(Need.LOGITS, student=(Need.FEATURES,))
     supplies = frozenset({Need.LOGITS})
+    learns = supplies
     own_objective = True
     functional = staticmethod(msd)
 

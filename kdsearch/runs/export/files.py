@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,9 @@ def of_trial(run: Run, number: int) -> Standing:
         )
     recipe = Recipe.from_dict(found.user_attrs["recipe"])
     confirmed = next((s for s in run.standings if s.recipe == recipe), None)
-    return confirmed or Standing(recipe, str(found.user_attrs.get("origin")), [found.values[0]], [], number)
+    if confirmed is not None:
+        return replace(confirmed, source=number)
+    return Standing(recipe, str(found.user_attrs.get("origin")), [found.values[0]], [], number)
 
 
 def _scores(scores: list[float]) -> dict[str, Any] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdsearch.parameters import Flag, Float, FloatRange, IntRange, Value
+from kdsearch.parameters import Flag, Float, FloatRange, IntRange
 from kdsearch.search_space.students.family import InputShape, StudentFamily
 from kdsearch.search_space.students.transforms import StudentTransform, register
 
@@ -43,13 +42,6 @@ class Net2Net(StudentTransform):
     share: float = Float(0.3, low=0.1, high=0.6, domain=(0.01, 0.99), doc="share of the steps for the smaller student")
     rate: float = Float(0.1, low=0.03, high=1.0, log=True, domain=(1e-4, 10), doc="factor on the learning rate after")
 
-    @classmethod
-    def check(cls, hyper: Mapping[str, Any]) -> dict[str, Value]:
-        checked = super().check(hyper)
-        if checked["size"] == 1 and not checked["depth"]:
-            raise ValueError(f"{cls.name} needs a size below 1 or depth, else there is nothing to grow")
-        return checked
-
     def apply(self, model: nn.Module) -> nn.Module:
         """The network as it is: growing needs a smaller trained one."""
         return model
@@ -60,6 +52,8 @@ class Net2Net(StudentTransform):
         Raises:
             ValueError: the family has none that is smaller so.
         """
+        if self.size == 1 and not self.depth:
+            raise ValueError("net2net needs a size below 1 or depth, else there is nothing to grow")
         small = family
         if self.size < 1:
             narrow = family.thinned(self.size)
