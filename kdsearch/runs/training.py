@@ -354,9 +354,10 @@ class Training:
         *,
         labels: bool,
         own: bool,
-        moving: list[Learner],
+        moving: list[Learner] | None = None,
     ) -> list[Losses | None]:
-        """One forward pass of everybody, and the losses of those who move."""
+        """One forward pass of everybody, and the losses of those who move: everybody's without `moving`."""
+        moving = self.learners if moving is None else moving
         extras = gather(self.asking, step, self.data, self.views, self.stored_views, progress, self.generator)
         answers, losses = self.classroom.losses(
             step, extras, active, progress, self.generator, labels=labels, own=own, moving=moving

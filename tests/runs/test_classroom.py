@@ -282,3 +282,22 @@ def test_mixed_views_are_the_same_for_everybody(world: World) -> None:
 
 def _hooks(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def test_two_teachers_of_unlike_bias_each_teach_their_own_token(several: World) -> None:
+    """Co-advise: the first teacher has the convolution token, the second the involution token."""
+    chosen = Recipe.from_dict({"student": "vit", "tokens": "coadvise", "teaching": "ensemble", "optimizer": "adamw"})
+    torch.manual_seed(0)
+    training = _prepare(chosen, several, Seeds.search(0), FULL, None, None)[0]
+    (term,) = training.objective.terms
+    assert {name: bound[0].method.place for name, bound in term.bound.items()} == {
+        "teacher": (0, 2),
+        "teacher2": (1, 2),
+    }
+    step = training.data.view(training.ids[:16], 0, training.views)
+    (losses,) = training._losses(
+        step, [training.objective.terms], 0.5, labels=True, own=True, moving=[training.student]
+    )
+    assert losses is not None
+    assert losses.values["coadvise"].requires_grad
+    training.classroom.close()

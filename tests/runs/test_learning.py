@@ -26,7 +26,7 @@ LOSSES = [
     for cls in METHODS
     if "weight" in cls.parameters and cls.slot in (*LOSS_SLOTS, "targets") and cls.name not in REGULARISERS
 ]
-FALL = {"nkd": 0.03, "deit": 0.05, "cskd": 0.05, "irg": 0.05}
+FALL = {"nkd": 0.03, "deit": 0.03, "cskd": 0.05, "irg": 0.05}
 """By how much a loss has to fall where a tenth cannot be asked: nkd is not zero at student = teacher, a few epochs of a
 transformer do little, and irg's vertices fall slowly."""
 
