@@ -68,7 +68,7 @@ def test_finite(student: torch.Tensor) -> None:
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
     if len(student) == 1:
-        assert loss == 0
+        assert loss < 1e-12  # a row of one entry has length one up to rounding
 
 
 @pytest.mark.parametrize(
