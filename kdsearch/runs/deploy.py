@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from kdsearch.kd_methods import METHODS, DataSpec, KDMethod, ModelSpec, Need, StageSpec
-from kdsearch.kd_methods.strategy import Plan, TeachingStrategy
+from kdsearch.kd_methods.strategy import Plan
 from kdsearch.kd_methods.tap import probe
 from kdsearch.runs import models
 from kdsearch.runs.objective import Objective
@@ -37,14 +37,8 @@ def exporting(recipe: Recipe) -> list[str]:
     """The slots whose method hands out more than the student."""
     nodes = {**recipe.terms, **recipe.policies}
     found = [slot for slot, node in nodes.items() if METHODS[node.name].export is not KDMethod.export]
-    plan = _plan(recipe)
+    plan = recipe.strategy().plan()
     return [*found, "teaching"] if (plan.members or plan.residuals) and "teaching" not in found else found
-
-
-def _plan(recipe: Recipe) -> Plan:
-    node = recipe.policies["teaching"]
-    strategy: TeachingStrategy = METHODS[node.name](**node.hyper)  # type: ignore[assignment]
-    return strategy.plan()
 
 
 def deployed(recipe: Recipe, student: nn.Module, shape: InputShape, classes: int, joined: Joined) -> nn.Module:
@@ -58,7 +52,7 @@ def deployed(recipe: Recipe, student: nn.Module, shape: InputShape, classes: int
     slots = exporting(recipe)
     if not slots:
         return student
-    plan = _plan(recipe)
+    plan = recipe.strategy().plan()
     beside = max(len(plan.members), plan.residuals) if joined.members is None else joined.members
     if plan.residuals:
         first = deployed(plainly_taught(recipe), student, shape, classes, joined)
@@ -84,8 +78,7 @@ def _corrected(
     recipe: Recipe, plan: Plan, student: nn.Module, shape: InputShape, classes: int, beside: int
 ) -> nn.Module:
     """The student with its residual students, `beside` of them."""
-    node = recipe.policies["teaching"]
-    strategy: TeachingStrategy = METHODS[node.name](**node.hyper)  # type: ignore[assignment]
+    strategy = recipe.strategy()
     further = models.residual(on_logits(plainly_taught(recipe)), plan.residual_size)
     members = [student, *(models.build_of(further, shape, classes) for _ in range(beside - 1))]
     return strategy.combine(members, models.build_of(further, shape, classes))

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from kdsearch.errors import TrialFailure
-from kdsearch.kd_methods import METHODS, ModelSpec
-from kdsearch.kd_methods.strategy import AVERAGE, HYBRID, PEERS, PIVOT, SELF, Plan, TeachingStrategy, peer
+from kdsearch.kd_methods import ModelSpec
+from kdsearch.kd_methods.strategy import AVERAGE, HYBRID, PEERS, PIVOT, SELF, Plan, peer
 from kdsearch.proxies.rejection import reject
 from kdsearch.runs import assistants, models
 from kdsearch.runs.assistants import Costs, Given, sized
@@ -273,9 +273,7 @@ def examine(recipe: Recipe, world: World, seeds: Seeds, low: float, high: float)
 
 def plan_of(recipe: Recipe, world: World) -> Plan:
     """What the recipe's strategy wants, in this world."""
-    node = recipe.policies["teaching"]
-    strategy: TeachingStrategy = METHODS[node.name](**node.hyper)  # type: ignore[assignment]
-    return assistants.expanded(strategy.plan(), world)
+    return assistants.expanded(recipe.strategy().plan(), world)
 
 
 def _student(

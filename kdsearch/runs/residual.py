@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.errors import TrialFailure
-from kdsearch.kd_methods import METHODS
-from kdsearch.kd_methods.strategy import TEACHER, Plan, TeachingStrategy
+from kdsearch.kd_methods.strategy import TEACHER, Plan
 from kdsearch.kd_methods.teaching._residual import adaptive_curve, choose, energy
 from kdsearch.runs import assistants, deploy, models
 from kdsearch.runs.assistants import Costs, Kept
+from kdsearch.runs.data import spread
 from kdsearch.runs.distil import Distilled, plan_of, train_apart
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.metrics import predict
@@ -43,7 +43,7 @@ def distil_residually(recipe: Recipe, world: World, seeds: Seeds, fidelity: Fide
     """
     if world.teacher is None or (answers := world.teacher.validation(world.data)) is None:
         raise TrialFailure("invalid", "residual students close a gap to a teacher of the data's classes, and none is")
-    plan, strategy = plan_of(recipe, world), _strategy(recipe)
+    plan, strategy = plan_of(recipe, world), recipe.strategy()
     fidelity = Fidelity("residual", epochs=fidelity.epochs, data=fidelity.data)
     first = deploy.plainly_taught(recipe)
     key = assistants.key_of(first, Plan(), {}, world, seeds, fidelity)
@@ -70,11 +70,6 @@ def distil_residually(recipe: Recipe, world: World, seeds: Seeds, fidelity: Fide
     return _result(recipe, network, last, costs, energies, members, world)
 
 
-def _strategy(recipe: Recipe) -> TeachingStrategy:
-    node = recipe.policies["teaching"]
-    return METHODS[node.name](**node.hyper)  # type: ignore[return-value]
-
-
 def _kept(key: str, recipe: Recipe, world: World, seeds: Seeds, fidelity: Fidelity, combine: Combine | None) -> Kept:
     """The training of a recipe's student within the sum, or of the first alone: done here, or found."""
 
@@ -98,12 +93,6 @@ def _energy(network: Network, answers: Tensor, world: World) -> float:
     return energy(answers - predict(network, world.data.validation)).item()
 
 
-def _spread(curve: Tensor) -> Tensor:
-    """At most so many rows of a curve, its ends among them."""
-    places = torch.linspace(0, len(curve) - 1, min(len(curve), POINTS), dtype=torch.float64).round().long()
-    return curve[places.to(curve.device)]
-
-
 def _result(
     recipe: Recipe,
     network: Network,
@@ -120,7 +109,8 @@ def _result(
     macs = [float(measure.macs(module, shape)) for module in members]
     split = data.validation
     answers = [predict(network.holding(module), split).cpu() for module in members]  # float64 does not exist everywhere
-    curve = _spread(adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels.cpu(), macs))
+    curve = adaptive_curve(torch.stack(answers).cumsum(0).unbind(), split.labels.cpu(), macs)
+    curve = curve[spread(torch.arange(len(curve)), POINTS)]
     point = choose(curve)
     metrics = {
         **last.metrics,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsearch.errors import TrialFailure
-from kdsearch.kd_methods import METHODS, ModelSpec, Need, Signals
+from kdsearch.kd_methods import ModelSpec, Need, Signals
 from kdsearch.kd_methods.strategy import TeachingStrategy
 from kdsearch.runs.data import spread
 from kdsearch.runs.network import Network
@@ -26,10 +26,8 @@ def layer_shares(
     Raises:
         TrialFailure: the layers of student and teacher cannot be paired ("invalid").
     """
-    node = recipe.policies["teaching"]
-    cls = METHODS[node.name]
-    strategy: TeachingStrategy = cls(**node.hyper)  # type: ignore[assignment]
-    if len(suppliers) < 2 or cls.weigh is TeachingStrategy.weigh:  # type: ignore[attr-defined]
+    strategy = recipe.strategy()
+    if len(suppliers) < 2 or type(strategy).weigh is TeachingStrategy.weigh:
         return None
     return strategy.weigh(distances(recipe, student, suppliers, world))
 

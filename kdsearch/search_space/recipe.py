@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod
+from kdsearch.kd_methods.strategy import TeachingStrategy
 from kdsearch.parameters import Value
 from kdsearch.registry import nearest
 from kdsearch.search_space.pairing import PAIRINGS, is_policy
@@ -110,6 +111,11 @@ class Recipe:
         """A fresh instance of every method of the recipe, by slot."""
         for slot, node in (*self.terms.items(), *self.policies.items()):
             yield slot, METHODS[node.name](**node.hyper)
+
+    def strategy(self) -> TeachingStrategy:
+        """A fresh instance of the recipe's teaching strategy."""
+        node = self.policies["teaching"]
+        return METHODS[node.name](**node.hyper)  # type: ignore[return-value]
 
     @property
     def distils(self) -> bool:

@@ -19,7 +19,7 @@ def problem(recipe: Recipe, teacher: ModelSpec | None, classes: int) -> str | No
     teaching = METHODS[teaching_name]
     supplies: frozenset[Need] = getattr(teaching, "supplies", frozenset())
     own_objective = bool(getattr(teaching, "own_objective", False))
-    plan = teaching(**recipe.policies["teaching"].hyper).plan()  # type: ignore[attr-defined]
+    plan = recipe.strategy().plan()
     trained_before = {model.name for model in plan.pretrain}
     fixed_teacher = bool(plan.residuals or {TEACHER, EVERY, *trained_before} & set(plan.teachers))
     # Instances, not classes: what a method reads can depend on its hyper-parameters.

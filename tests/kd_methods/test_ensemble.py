@@ -13,7 +13,8 @@ from kdsearch import kd_methods
 from kdsearch.kd_methods import Batch, Need, Signals
 from kdsearch.kd_methods import functional as KF
 from kdsearch.kd_methods.strategy import EVERY
-from kdsearch.kd_methods.teaching.ensemble import mean_probability, shares
+from kdsearch.kd_methods.teaching._ensemble import mean_probabilities
+from kdsearch.kd_methods.teaching.ensemble import shares
 
 from .logit_hazards import HAZARDS, draw, hazards
 
@@ -117,7 +118,7 @@ def test_one_teacher_has_everything() -> None:
 @hazards
 def test_the_averaged_answer_is_finite(hazard: str) -> None:
     student, teacher, _ = HAZARDS[hazard]()
-    logits = mean_probability([teacher, teacher.flip(1)])
+    logits = mean_probabilities([teacher, teacher.flip(1)])
     assert torch.isfinite(logits).all()
     assert torch.isfinite(KF.kd(student, logits))
     totals = logits.float().softmax(1).sum(1)
@@ -126,12 +127,12 @@ def test_the_averaged_answer_is_finite(hazard: str) -> None:
 
 def test_averaging_ignores_what_softmax_ignores() -> None:
     a, b, _ = draw(3, 4, dtype=torch.float64)
-    plain = mean_probability([a, b])
-    torch.testing.assert_close(mean_probability([a + 2, b - 1]), plain)
-    torch.testing.assert_close(mean_probability([b, a]), plain)
-    torch.testing.assert_close(mean_probability([a]), a.log_softmax(1))
+    plain = mean_probabilities([a, b])
+    torch.testing.assert_close(mean_probabilities([a + 2, b - 1]), plain)
+    torch.testing.assert_close(mean_probabilities([b, a]), plain)
+    torch.testing.assert_close(mean_probabilities([a]), a.log_softmax(1))
 
     def whole(x: Tensor, y: Tensor) -> Tensor:
-        return mean_probability([x, y])
+        return mean_probabilities([x, y])
 
     assert torch.autograd.gradcheck(whole, (a.requires_grad_(), b.requires_grad_()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from kdsearch.kd_methods.dry_run import first_tensor
 def mean_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Logits [B, C] whose softmax is the mean of the answers' probabilities: logarithms of that mean."""
     answers = torch.stack([answer.log_softmax(1) for answer in logits])
-    return answers.logsumexp(0) - torch.log(answers.new_tensor(float(len(logits))))
+    return answers.logsumexp(0) - math.log(len(logits))
 
 
 class Ensemble(nn.Module):
@@ -34,10 +35,11 @@ class Ensemble(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return mean_probabilities([_logits(network(images)) for network in (*self.members, self.student)])
+        return mean_probabilities([logits_of(network(images)) for network in (*self.members, self.student)])
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """The first output where a module gives several."""
     logits = first_tensor(output)
     assert logits is not None
     return logits

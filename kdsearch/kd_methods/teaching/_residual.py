@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from kdsearch.kd_methods.teaching._ensemble import logits_of
 
 
 def energy(gap: Tensor) -> Tensor:
@@ -19,12 +21,6 @@ def energy(gap: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Of softmax over the last dimension, in nats: [..., C] to [...]."""
     return torch.special.entr(logits.softmax(-1)).sum(-1)
-
-
-def _logits(answer: Any) -> Tensor:
-    """The first output where a module gives several."""
-    found: Tensor = answer[0] if isinstance(answer, tuple) else answer
-    return found
 
 
 class ResidualSum(nn.Module):
@@ -51,7 +47,7 @@ class ResidualSum(nn.Module):
 
         No gradient is switched off: frozen members record no graph, and gradients by the images are those of the sum.
         """
-        return list(accumulate(_logits(network(images)) for network in (*self.members, self.student)))
+        return list(accumulate(logits_of(network(images)) for network in (*self.members, self.student)))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.cumulative(images)[-1]
@@ -64,14 +60,14 @@ class ResidualSum(nn.Module):
         all networks, one above log C the first alone.
         """
         first, *others = (*self.members, self.student)
-        total = _logits(first(images)).clone()
+        total = logits_of(first(images)).clone()
         rest = torch.arange(len(images), device=images.device)
         used = torch.ones_like(rest)
         for network in others:
             rest = rest[entropy(total[rest].float()) >= threshold]
             if not len(rest):
                 break
-            total[rest] += _logits(network(images[rest]))
+            total[rest] += logits_of(network(images[rest]))
             used[rest] += 1
         return total, used
 

@@ -6,23 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdsearch.kd_methods.catalogue import register
 from kdsearch.kd_methods.signals import Batch, Need, Needs, Signals
 from kdsearch.kd_methods.strategy import EVERY, Lesson, Plan, TeachingStrategy
 from kdsearch.parameters import Choice, Flag, Float
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-def mean_probability(logits: Sequence[Tensor]) -> Tensor:
-    """Logits of the teachers' mean probabilities, log (1/n Σ softmax(t)); [B, C] each."""
-    import torch
-
-    stacked = torch.stack([x.log_softmax(1) for x in logits])
-    return stacked.logsumexp(0) - math.log(len(logits))
 
 
 def shares(distances: Sequence[float], sharpness: float = 1.0) -> list[float]:
@@ -72,7 +61,9 @@ class Ensemble(TeachingStrategy):
     def lessons(self, student: Signals, teachers: dict[str, list[Signals]], batch: Batch) -> list[Lesson]:
         supplied = [(name, signals) for name, given in teachers.items() for signals in given]
         if self.weighting == "average":
-            logits = mean_probability([signals.logits for _, signals in supplied])
+            from kdsearch.kd_methods.teaching._ensemble import mean_probabilities
+
+            logits = mean_probabilities([signals.logits for _, signals in supplied])
             supplied = [(name, replace(signals, logits=logits)) for name, signals in supplied]
         # Under "distance" the run multiplies each layer's loss by `weigh`'s shares, which sum to 1 over the teachers
         # (and a loss without layers by their mean over layers): here each lesson counts whole.
