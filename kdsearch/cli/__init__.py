@@ -1,6 +1,6 @@
 """The command line: parse, call `runs`, print. Heavy imports stand inside the commands, so that `--help` is instant."""
 
-from kdsearch.cli import listings, searching, training  # noqa: F401 (each adds its commands to the group)
+from kdsearch.cli import bench, listings, searching, training  # noqa: F401 (each adds its commands to the group)
 from kdsearch.cli.base import cli
 
 __all__ = ["cli", "main"]

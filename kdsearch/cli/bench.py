@@ -1,0 +1,74 @@
+"""Commands that measure kdsearch itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kdsearch.cli.base import cli, reported, table
+from kdsearch.errors import UserError
+
+TABLE = Path("benchmarks/kdbench/digits.parquet")
+USUAL = ("random", "tpe", "mcts")
+
+
+@cli.group()
+def bench() -> None:
+    """Measure searchers on tables of recipes that were trained beforehand."""
+
+
+@bench.command("searchers")
+@click.option("--table", "path", type=click.Path(path_type=Path), default=TABLE, show_default=True, metavar="FILE")
+@click.option("--searcher", "given", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="A searcher to compare.")
+@click.option("--trials", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=2), default=50, show_default=True, help="Searches of each.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Virtual ones, in a search.")
+@click.option("--pruner", default="none", show_default=True, help="As in a run config.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Real ones.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write the curves as an HTML page.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@reported
+def searchers(
+    path: Path,
+    given: tuple[str, ...],
+    trials: int,
+    seeds: int,
+    workers: int,
+    pruner: str,
+    processes: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Simple regret of searchers on a table, in virtual time. Random search, TPE and MCTS without --searcher."""
+    from kdsearch.runs.bench import compare, load
+
+    names = list(dict.fromkeys(given or USUAL))
+    contenders = [compare.Contender.parse(text) for text in names]
+    race = compare.Race(trials, workers, seeds, pruner)
+    try:
+        compare.check(race)
+    except ValueError as error:
+        raise UserError(f"--pruner: {error}") from None
+    known = load(path)
+    results = compare.run(path, contenders, race, processes=processes, say=lambda line: click.echo(line, err=True))
+    rows = compare.rows(results)
+    if plot is not None:
+        from kdsearch.runs.bench.picture import write
+
+        title = f"Searchers on {path.name}: {trials} trials, {workers} worker{'s' * (workers > 1)}, {seeds} seeds"
+        write(plot, results, title)
+        click.echo(str(plot), err=True)
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    click.echo(table(compare.shown(rows)))
+    goals = compare.goals(results, trials)
+    click.echo(
+        f"\n{len(known.truth)} recipes, the best has a test {known.metric} of {known.best:.4f}; regret in % of it, the "
+        f"mean over {seeds} searches of {trials} trials by {workers} worker(s). Ranked by the mean over all trials; "
+        "p: Wilcoxon signed-rank test of it against the first, by Holm's correction."
+    )
+    for line in goals:
+        click.echo(line)

@@ -1,0 +1,203 @@
+"""The table itself: one row per recipe and seed, in one Parquet file that says how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from kdsearch.errors import UserError
+from kdsearch.runs import config as configs
+from kdsearch.runs.bench.grid import Grid
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.metrics import DIRECTIONS
+from kdsearch.search_space.recipe import Recipe
+from kdsearch.search_space.space import SearchSpace
+
+HEADER = b"kdsearch"
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Grid]:
+    """A run config with `cells` beside its sections.
+
+    Raises:
+        UserError: as for any config.
+    """
+    data = yaml.safe_load(path.read_text())
+    cells = data.pop("cells", {})
+    config = configs.check(configs.override(data, overrides), str(path))
+    return config, Grid(SearchSpace.from_dict(config.space), cells)
+
+
+def described(recipe: Recipe, size: Mapping[str, float]) -> dict[str, Any]:
+    """What a row says of the recipe itself."""
+    return {"spec": recipe.to_dict(), "parameters": size["parameters"], "macs": size["macs"]}
+
+
+def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write rows as `benchmarks/kdbench/make.py` makes them into one Parquet file; says what it holds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rungs = [rung.fidelity() for rung in config.fidelity.rungs]
+    tabulated = {recipe.hash for recipe in grid.recipes()}
+    unique = {(row["recipe"], row["seed"]): row for row in rows if row["recipe"] in tabulated}
+    flat = []
+    for (name, seed), row in sorted(unique.items(), key=lambda entry: (entry[0][1], entry[0][0])):
+        line: dict[str, Any] = {"recipe": name, "seed": seed, "spec": json.dumps(row["spec"], sort_keys=True)}
+        line |= {"parameters": row["parameters"], "macs": row["macs"], "failure": row["failure"]}
+        line |= {f"test_{key}": value for key, value in row.get("test", {}).items()}
+        for rung, found in row["rungs"].items():
+            line |= {f"{rung}_{key}": found[key] for key in ("score", "nll", "seconds", "curve")}
+        flat.append(line)
+    table = pa.Table.from_pandas(_small(pd.DataFrame(flat)), preserve_index=False)
+    header = {
+        "space": grid.space.to_dict(),
+        "cells": grid.cells,
+        "rungs": [rung.to_dict() for rung in rungs],
+        "metric": config.metric,
+        "data": config.data.model_dump(mode="json", exclude_none=True, exclude={"root"}),
+        "fidelity": config.fidelity.model_dump(mode="json"),
+    }
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), HEADER: json.dumps(header).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", compression_level=12)
+    recipes = len({row["recipe"] for row in flat})
+    return f"{path}: {recipes} recipes, {len(flat)} rows, {path.stat().st_size / 2**20:.2f} MiB"
+
+
+def _small(frame: pd.DataFrame) -> pd.DataFrame:
+    """Single precision is more than any of these numbers has."""
+    for column in frame.columns:
+        if frame[column].dtype == np.float64:
+            frame[column] = frame[column].astype(np.float32)
+        elif column.endswith("_curve"):
+            found = [np.array(v, np.float32) if isinstance(v, list) else None for v in frame[column]]
+            frame[column] = pd.Series(found, index=frame.index, dtype=object)
+    return frame
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe under one seed.
+
+    Attributes:
+        scores, seconds: by rung, in the ladder's order; empty where training failed.
+        curves: the validation metric after each epoch, by rung.
+        failure: why training ended, or None.
+    """
+
+    scores: dict[str, float]
+    seconds: dict[str, float]
+    curves: dict[str, list[float]]
+    failure: str | None
+
+
+class Table:
+    """All recipes of a benchmark, with what was found of each under each seed.
+
+    Attributes:
+        frame: the rows, as a pandas data frame: `recipe` (hash), `seed`, `spec` (the recipe as JSON), `parameters`,
+            `macs`, `failure`, `test_accuracy`, `test_nll`, and per rung `<rung>_score`, `_nll`, `_seconds`, `_curve`.
+        grid: the space and its cells.
+        rungs: the ladder, the full training last.
+        seeds: all of them.
+    """
+
+    def __init__(self, frame: pd.DataFrame, header: Mapping[str, Any]) -> None:
+        self.frame, self.header = frame, dict(header)
+        self.grid = Grid(SearchSpace.from_dict(header["space"]), header["cells"])
+        self.rungs = [Fidelity(**rung) for rung in header["rungs"]]
+        self.metric = str(header["metric"])
+        self.maximise = DIRECTIONS[self.metric] == "maximize"
+        self.seeds = sorted(int(s) for s in frame["seed"].unique())
+
+    @cached_property
+    def entries(self) -> dict[tuple[str, int], Entry]:
+        """By recipe hash and seed."""
+        names = [rung.name for rung in self.rungs]
+        out = {}
+        for row in self.frame.to_dict("records"):
+            failed = isinstance(row["failure"], str)
+            found = [] if failed else names
+            out[str(row["recipe"]), int(row["seed"])] = Entry(
+                {name: float(row[f"{name}_score"]) for name in found},
+                {name: float(row[f"{name}_seconds"]) for name in found},
+                {name: [float(v) for v in row[f"{name}_curve"]] for name in found},
+                row["failure"] if failed else None,
+            )
+        return out
+
+    @cached_property
+    def truth(self) -> dict[str, float]:
+        """What a recipe is worth: its mean over all seeds on the test split, which no searcher is shown. By hash.
+
+        Recipes that failed under a seed are left out.
+        """
+        return {str(name): float(value) for name, value in self._mean(f"test_{self.metric}").items()}
+
+    def _mean(self, column: str) -> pd.Series[float]:
+        whole = self.frame.groupby("recipe")["failure"].transform("count") == 0
+        return self.frame[whole].groupby("recipe")[column].mean()
+
+    @cached_property
+    def best(self) -> float:
+        """The truth of the best recipe."""
+        return max(self.truth.values()) if self.maximise else min(self.truth.values())
+
+    @cached_property
+    def worst(self) -> float:
+        return min(self.truth.values()) if self.maximise else max(self.truth.values())
+
+    def regret(self, name: str) -> float:
+        """How far the recipe of this hash lies behind the best; a failing one as far as the worst."""
+        value = self.truth.get(name, self.worst)
+        return self.best - value if self.maximise else value - self.best
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of a hash."""
+        return Recipe.from_dict(json.loads(self._specs[name]))
+
+    @cached_property
+    def _specs(self) -> dict[str, str]:
+        return dict(zip(self.frame["recipe"], self.frame["spec"], strict=True))
+
+    def top(self, share: float) -> frozenset[str]:
+        """Hashes of the best share of all recipes by `truth`, at least one."""
+        order = sorted(self.truth, key=lambda name: self.regret(name))
+        return frozenset(order[: max(1, round(share * len(order)))])
+
+    def column(self, rung: str, key: str = "score", seed: int | None = None) -> NDArray[np.float64]:
+        """One number for each recipe of `truth`, in its order: under a seed, or the mean over seeds."""
+        frame = self.frame if seed is None else self.frame[self.frame["seed"] == seed]
+        means = frame.groupby("recipe")[f"{rung}_{key}"].mean()
+        return means.loc[list(self.truth)].to_numpy(dtype=np.float64)
+
+
+def load(path: str | Path) -> Table:
+    """A table from its file.
+
+    Raises:
+        UserError: no such file, or not a table of this kind; or pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError("reading a benchmark's table needs pyarrow: pip install 'kdsearch[bench]'") from None
+    try:
+        table = pq.read_table(path)
+    except OSError as error:
+        raise UserError(f"--table: cannot read {str(path)!r}: {str(error).splitlines()[0]}") from None
+    header = (table.schema.metadata or {}).get(HEADER)
+    if header is None:
+        raise UserError(f"--table: {str(path)!r} is a Parquet file, but no benchmark of recipes")
+    return Table(table.to_pandas(), json.loads(header))
