@@ -23,6 +23,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "gp": {"n_startup_trials": 8},
     "tpe": {"n_startup_trials": 5},
     "nsga2": {"population_size": 5},
+    "evolution": {"population": 5},
+    "kdzero": {"population": 5},
+    "nni": {"startup": 5},
 }
 every = pytest.mark.parametrize("name", searchers.names())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from kdsearch.searchers import SEARCHERS, MissingPackage
 
 
 def test_names() -> None:
-    assert searchers.names() == ["cmaes", "gp", "mcts", "nsga2", "qmc", "random", "tpe"]
+    expected = ["autokd", "cmaes", "evolution", "gp", "kdzero", "mcts", "nni", "nsga2", "qmc", "random", "tpe"]
+    assert searchers.names() == expected
 
 
 @pytest.mark.parametrize("cls", list(SEARCHERS), ids=lambda cls: cls.name)
@@ -35,7 +37,10 @@ def test_every_declared_option_reaches_the_sampler(name: str, option: str) -> No
     parameter = SEARCHERS[name].parameters[option]
     values = parameter.options if isinstance(parameter, Choices) else (parameter.low, parameter.high)
     together = {"group": False} if (name, option) == ("tpe", "multivariate") else {}
-    states = [_plain_state(searchers.create(name, seed=0, **{option: value, **together})) for value in values]
+    states = []
+    for value in values:
+        with suppress(MissingPackage):  # of a single value: that of one of NNI's tuners
+            states.append(_plain_state(searchers.create(name, seed=0, **{option: value, **together})))
     assert states[0] != states[1]
 
 
