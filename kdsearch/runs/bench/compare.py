@@ -20,7 +20,7 @@ from kdsearch.registry import nearest
 from kdsearch.runs.bench.replay import Trace, replay
 from kdsearch.runs.bench.table import Table, load
 from kdsearch.runs.config import PrunerConfig, RunConfig
-from kdsearch.runs.ledger import pruner
+from kdsearch.runs.pruning import pruner
 
 MARKS = (25, 50, 100, 200)
 RESAMPLES = 1000

@@ -44,13 +44,18 @@ def described(recipe: Recipe, size: Mapping[str, float]) -> dict[str, Any]:
 
 
 def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write rows as `benchmarks/kdbench/make.py` makes them into one Parquet file; says what it holds."""
+    """Write rows as `benchmarks/kdbench/make.py` makes them into one Parquet file; says what it holds.
+
+    Raises:
+        UserError: assistants taught in some row, and none tells what they cost.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rungs = [rung.fidelity() for rung in config.fidelity.rungs]
     tabulated = {recipe.hash for recipe in grid.recipes()}
     unique = {(row["recipe"], row["seed"]): row for row in rows if row["recipe"] in tabulated}
+    assistants = _assistants(unique.values())
     flat = []
     for (name, seed), row in sorted(unique.items(), key=lambda entry: (entry[0][1], entry[0][0])):
         line: dict[str, Any] = {"recipe": name, "seed": seed, "spec": json.dumps(row["spec"], sort_keys=True)}
@@ -58,6 +63,10 @@ def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, 
         line |= {f"test_{key}": value for key, value in row.get("test", {}).items()}
         for rung, found in row["rungs"].items():
             line |= {f"{rung}_{key}": found[key] for key in ("score", "nll", "seconds", "curve")}
+            if found.get("assisted"):
+                if _company(row, rung) not in assistants:
+                    raise UserError(f"--pack: no row tells what the assistants of {name} cost (seed {seed}, {rung})")
+                line[f"{rung}_seconds"] += assistants[_company(row, rung)]
         flat.append(line)
     table = pa.Table.from_pandas(_small(pd.DataFrame(flat)), preserve_index=False)
     header = {
@@ -73,6 +82,21 @@ def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, 
     pq.write_table(table, path, compression="zstd", compression_level=12)
     recipes = len({row["recipe"] for row in flat})
     return f"{path}: {recipes} recipes, {len(flat)} rows, {path.stat().st_size / 2**20:.2f} MiB"
+
+
+def _company(row: Mapping[str, Any], rung: str) -> tuple[str, ...]:
+    """What the same assistants have taught; students of about one size have them in common."""
+    return json.dumps(row["spec"]["teaching"]), str(row["seed"]), rung
+
+
+def _assistants(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], float]:
+    """Processor seconds of assistants: told by the row that paid them, charged to all that learnt from them."""
+    out: dict[tuple[str, ...], float] = {}
+    for row in rows:
+        for rung, found in row["rungs"].items():
+            if found.get("paid"):
+                out[_company(row, rung)] = max(found["paid"], out.get(_company(row, rung), 0.0))
+    return out
 
 
 def _small(frame: pd.DataFrame) -> pd.DataFrame:
