@@ -2,9 +2,9 @@
 
 >>> from kdsearch import proxies
 >>> proxies.create("diswot", part="relation")
-DisWOT(part='relation', init='gaussian')
+DisWOT(part='relation', similarity='samples', gradient='loss', init='gaussian')
 """
 
-from kdsearch.proxies.catalogue import PROXIES, Proxy, create, names, register
+from kdsearch.proxies.catalogue import PROXIES, Proxy, StudentProxy, create, names, register
 
-__all__ = ["PROXIES", "Proxy", "create", "names", "register"]
+__all__ = ["PROXIES", "Proxy", "StudentProxy", "create", "names", "register"]

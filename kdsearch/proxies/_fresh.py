@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
@@ -55,6 +55,24 @@ def batch_statistics(module: nn.Module) -> nn.Module:
         if isinstance(layer, BATCH_NORMS):
             layer.train()
     return module
+
+
+def frozen_statistics(module: nn.Module, images: Tensor) -> nn.Module:
+    """Batch normalisation by this batch's statistics, held constant, so that a sample's output is of that sample alone.
+
+    The variances are the unbiased ones that layers keep for evaluation.
+    """
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, BATCH_NORMS):
+            layer.train()
+            layer.momentum = 1.0
+            if layer.running_mean is None:
+                layer.track_running_stats = True
+                layer.running_mean, layer.running_var = (images.new_zeros(layer.num_features) for _ in range(2))
+    with torch.no_grad():
+        module(images)
+    return module.eval()
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kdsearch.parameters import Declared
+from kdsearch.parameters import Choice, Declared
 from kdsearch.registry import Registry, discover
 
 if TYPE_CHECKING:
@@ -48,7 +48,29 @@ class Proxy(Declared):
         self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
     ) -> float:
         """What a proxy implements."""
-        raise TypeError(f"{self.name} measures nothing")
+        raise TypeError(f"proxy {self.name!r} measures nothing")
+
+
+class StudentProxy(Proxy):
+    """A score of the student alone: a copy of it on the CPU in float32, initialised anew, batch statistics in force."""
+
+    init: str = Choice("default", ["default", "gaussian"], doc="the copy's weights: the layers' own, or N(0, 1)")
+
+    def measure(
+        self, student: nn.Module, teacher: nn.Module | None, images: Tensor, target: Tensor, *, seed: int
+    ) -> float:
+        import torch
+
+        from kdsearch.proxies._fresh import fresh
+
+        model = fresh(student, seed, gaussian=self.init == "gaussian")
+        with torch.enable_grad():
+            value = self.of(model, images.detach().cpu().float(), target.detach().cpu(), seed)
+        return float(value)
+
+    def of(self, model: nn.Module, images: Tensor, target: Tensor, seed: int) -> Tensor | float:
+        """What a proxy of the student implements. The model is its to change."""
+        raise TypeError(f"proxy {self.name!r} measures nothing")
 
 
 PROXIES: Registry[Proxy] = Registry("proxy", partial(discover, ENTRY_POINTS, "kdsearch.proxies"))
