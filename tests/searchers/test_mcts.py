@@ -112,7 +112,7 @@ def test_a_branch_that_always_fails_is_left() -> None:
 
 def test_running_trials_are_virtual_losses() -> None:
     def ask_many(loss: float) -> Counter[str]:
-        searched = study(MCTSSampler(seed=0, virtual_loss=loss, sharing=0.0))
+        searched = study(MCTSSampler(seed=0, virtual_loss=loss, estimate="prior", local=0.0, sharing=0.0))
         for way, value in zip("abcd", (0.9, 0.8, 0.7, 0.6), strict=True):
             for _ in range(3):
                 searched.enqueue_trial({"way": way})
@@ -154,7 +154,7 @@ def test_widening_is_bounded(widening: float, growth: float) -> None:
         x, y = trial.suggest_float("x", 0, 1), trial.suggest_int("y", 0, 1000)
         return -abs(x - 0.3) - abs(y - 400) / 1000 - trial.suggest_float("z", 0, 1)
 
-    searched = study(MCTSSampler(seed=0, widening=widening, growth=growth))
+    searched = study(MCTSSampler(seed=0, estimate="prior", local=0.0, widening=widening, growth=growth))
     searched.optimize(objective, n_trials=150)
     inner = [node for node in nodes(tree(searched)) if node.children and node.children[0].name in ("x", "y")]
     assert len(inner) > 5

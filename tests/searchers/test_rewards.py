@@ -14,9 +14,11 @@ from kdsearch.searchers.mcts.rewards import points, standing
 UP, DOWN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 
 
-def rewards(trials: list[FrozenTrial], *directions: StudyDirection) -> list[float]:
+def rewards(
+    trials: list[FrozenTrial], *directions: StudyDirection, reward: str = "rank", emphasis: float = 1.0
+) -> list[float]:
     rows = np.array([standing(trial, directions) for trial in trials])
-    worth, scale = points(rows)
+    worth, scale = points(rows, reward, emphasis)
     return [value / scale for value in worth.tolist()]
 
 
@@ -80,3 +82,25 @@ def test_rewards_lie_in_the_unit_interval_and_the_best_earns_one(count: int) -> 
     found = rewards([complete(float(k % 5)) for k in range(count)], UP)
     assert all(0 < reward <= 1 for reward in found)
     assert max(rewards([complete(float(k)) for k in range(count)], UP)) == 1.0
+
+
+def test_other_scales_keep_distances() -> None:
+    trials = [complete(0.0), complete(1.0), complete(10.0)]
+    assert rewards(trials, UP, reward="minmax") == pytest.approx([0.0, 0.1, 1.0])
+    assert rewards(trials, DOWN, reward="minmax") == pytest.approx([1.0, 0.9, 0.0])
+    z = (np.array([0.0, 1.0, 10.0]) - 11 / 3) / np.std([0.0, 1.0, 10.0])
+    assert rewards(trials, UP, reward="zscore") == pytest.approx(list(1 / (1 + np.exp(-1.7 * z))))
+
+
+@pytest.mark.parametrize("scale", ["rank", "minmax", "zscore"])
+def test_on_every_scale_the_pruned_stay_below(scale: str) -> None:
+    trials = [complete(-math.inf), complete(5.0), complete(math.inf), pruned(at1=9.0), pruned(at1=1.0), pruned()]
+    found = rewards(trials, UP, reward=scale)
+    assert found[2] > found[1] > found[0] >= found[3] > found[4] > found[5] == 0.0
+    assert max(found) <= 1.0
+    assert len(set(rewards([complete(3.0)] * 4, UP, reward=scale))) == 1
+
+
+def test_emphasis_is_a_power() -> None:
+    trials = [complete(float(k)) for k in range(4)]
+    assert rewards(trials, UP, emphasis=3.0) == pytest.approx([(k / 4) ** 3 for k in range(1, 5)])

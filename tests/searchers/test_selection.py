@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts.domain import Domain
 from kdsearch.searchers.mcts.evidence import Arm, Evidence, State
+from kdsearch.searchers.mcts.priors import Belief
 from kdsearch.searchers.mcts.selection import Question, allowed, best, choose, informed
 
 NOTHING = Evidence.of(np.zeros(0), np.zeros(0, dtype=np.int64), 1, [], 0.0)
@@ -26,8 +27,13 @@ def evidence(**values: tuple[int, float]) -> Evidence:
     return Evidence(np.array([float(k[1:]) for k in keys]), visits, visits * means)
 
 
+def counting(**options: Any) -> MCTS:
+    chosen: dict[str, Any] = {"estimate": "prior", **options}
+    return MCTS(**chosen)
+
+
 def ask(distribution: BaseDistribution, *arms: Arm, seed: int = 0, near: Evidence = NOTHING, **more: Any) -> float:
-    options = MCTS(**{key: more.pop(key) for key in list(more) if key in MCTS.parameters})
+    options = counting(**{key: more.pop(key) for key in list(more) if key in MCTS.parameters})
     anywhere = more.pop("anywhere", near)
     question = Question(Domain(distribution), {a.value: a for a in arms}, near, anywhere, **more)
     return choose(question, options, Random(seed))
@@ -53,11 +59,11 @@ def test_untried_choices_come_first_in_random_order() -> None:
 
 def test_a_prior_orders_the_untried() -> None:
     abc = CategoricalDistribution(("a", "b", "c"))
-    weights = {0.0: 0.0, 1.0: 9.0, 2.0: 1.0}
-    taken = [ask(abc, seed=seed, weight=weights.get) for seed in range(200)]
+    belief = Belief(Domain(abc), at={0.0: 0.0, 1.0: 9.0, 2.0: 1.0})
+    taken = [ask(abc, seed=seed, belief=belief) for seed in range(200)]
     assert taken.count(0.0) == 0
     assert 160 < taken.count(1.0) < 195
-    assert ask(abc, seed=1, weight=lambda value: 0.0) in (0.0, 1.0, 2.0)
+    assert ask(abc, seed=1, belief=Belief(Domain(abc), at=dict.fromkeys((0.0, 1.0, 2.0), 0.0))) in (0.0, 1.0, 2.0)
 
 
 def test_a_default_comes_first_until_somebody_tried_it() -> None:
@@ -73,10 +79,10 @@ def test_a_number_is_widened_with_its_visits() -> None:
     x = FloatDistribution(0, 1)
     options: dict[str, Any] = {"widening": 1.0, "growth": 0.5, "sharing": 0.0}
     four = [Arm(0.1 * k, 4, 2.0) for k in range(4)]
-    assert allowed(four, MCTS(**options)) == 4
+    assert allowed(four, counting(**options)) == 4
     assert ask(x, *four, **options) in {a.value for a in four}
     five = [*four[:3], Arm(0.3, 5, 2.0)]
-    assert allowed(five, MCTS(**options)) == 5
+    assert allowed(five, counting(**options)) == 5
     assert ask(x, *five, **options) not in {a.value for a in five}
 
 
@@ -107,11 +113,11 @@ def test_new_values_are_near_good_ones_or_anywhere() -> None:
 
 def test_young_arms_borrow_and_old_ones_do_not_care() -> None:
     elsewhere = evidence(v0=(21, 0.9))
-    young = informed(Arm(0.0, 1, 0.0), elsewhere, sharing=2.0)
+    young = informed(Arm(0.0, 1, 0.0), elsewhere, counting(sharing=2.0))
     mean_elsewhere = 0.9 * 21 / 20
     assert (young.visits, young.total) == (3.0, pytest.approx(2 * mean_elsewhere))
-    assert informed(Arm(0.0, 21, 3.0), elsewhere, 2.0) == Arm(0.0, 21, 3.0)  # nothing but its own visits
-    assert informed(Arm(0.0, 1, 0.0), elsewhere, 0.0).visits == 1.0
+    assert informed(Arm(0.0, 21, 3.0), elsewhere, counting()) == Arm(0.0, 21, 3.0)  # nothing but its own visits
+    assert informed(Arm(0.0, 1, 0.0), elsewhere, counting(sharing=0.0)).visits == 1.0
 
 
 def test_values_unknown_nearby_go_by_what_they_did_anywhere() -> None:
@@ -156,3 +162,72 @@ def test_log_ranges_are_drawn_on_the_log_scale() -> None:
     domain, rng = Domain(FloatDistribution(1e-4, 1.0, log=True)), Random(0)
     drawn = [domain.draw(rng) for _ in range(400)]
     assert 160 < sum(value < 1e-2 for value in drawn) < 240
+
+
+def test_puct_is_the_published_formula() -> None:
+    arms = [Arm(0.0, 10, 6.0), Arm(1.0, 3, 1.2), Arm(2.0, 0, 0.0)]
+    weights = {0.0: 1.0, 1.0: 2.0, 2.0: 5.0}
+    shares = (1 / 8, 2 / 8, 5 / 8)
+    for exploration in (0.01, 0.5, 2.0):
+        means = [0.6, 0.4, 7.2 / 13]  # an untried one counts as the average
+        bounds = [exploration * p * math.sqrt(13) / (1 + a.visits) for p, a in zip(shares, arms, strict=True)]
+        expected = float(np.argmax(np.add(means, bounds)))
+        assert best(arms, exploration, Random(0), weights.__getitem__) == expected
+
+
+def test_puct_need_not_try_everything() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    belief = Belief(Domain(abc), at={0.0: 100.0, 1.0: 1.0, 2.0: 1.0})
+    known = Arm(0.0, 3, 2.9)
+    assert ask(abc, known, near=evidence(v0=(3, 0.97)), belief=belief, formula="puct") == 0.0
+    assert ask(abc, known, near=evidence(v0=(3, 0.97)), belief=belief, formula="uct") != 0.0
+
+
+def test_rave_is_the_published_schedule() -> None:
+    elsewhere = evidence(v0=(20, 0.9))
+    b = 0.5
+    for n, own in ((1, 0.2), (4, 0.3), (20, 0.9)):
+        beta = 20 / (n + 20 + 4 * b * b * n * 20)
+        arm = informed(Arm(0.0, n, n * own), elsewhere, counting(estimate="rave", rave_bias=b))
+        assert arm.visits == n
+        assert arm.total / n == pytest.approx((1 - beta) * own + beta * 0.9)
+    untried = informed(Arm(0.0, 0, 0.0), elsewhere, counting(estimate="rave"))
+    assert (untried.visits, untried.total) == (1.0, pytest.approx(0.9))  # beta is 1
+
+
+def known(means: dict[float, float], deviations: dict[float, float]) -> Any:
+    def posterior(values: Any) -> Any:
+        return np.array([means[v] for v in values.tolist()]), np.array([deviations[v] for v in values.tolist()])
+
+    return posterior
+
+
+def test_with_a_model_the_largest_bound_is_taken() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    posterior = known({0.0: 0.5, 1.0: 0.0, 2.0: -0.2}, {0.0: 0.1, 1.0: 0.4, 2.0: 1.0})
+    assert ask(abc, posterior=posterior, added=0.5) == 0.0
+    assert ask(abc, posterior=posterior, added=2.0) == 2.0
+    assert ask(abc, posterior=posterior, added=0.5, avoided=0.0) == 2.0
+    assert ask(abc, Arm(0.0, 1, 1.0, State.CLOSED), posterior=posterior, added=0.5) == 2.0
+
+
+def test_a_model_leans_towards_the_prior_until_values_are_known() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    flat = known(dict.fromkeys((0.0, 1.0, 2.0), 0.0), dict.fromkeys((0.0, 1.0, 2.0), 1.0))
+    belief = Belief(Domain(abc), at={1.0: 4.0})
+    assert {ask(abc, posterior=flat, belief=belief, seed=seed) for seed in range(9)} == {1.0}
+    often = evidence(v1=(20, 0.5))
+    assert ask(abc, posterior=flat, belief=belief, near=often) != 1.0
+
+
+def test_with_a_model_numbers_are_drawn_and_the_best_draw_is_taken() -> None:
+    x = FloatDistribution(0, 1)
+
+    def posterior(values: Any) -> Any:
+        return -np.abs(values - 0.3), np.zeros(len(values))
+
+    many = [ask(x, posterior=posterior, candidates=48, seed=seed) for seed in range(20)]
+    assert max(abs(value - 0.3) for value in many) < 0.1
+    grid = IntDistribution(0, 19)
+    closed = [Arm(float(k), 1, 0.5, State.CLOSED) for k in range(20) if k != 7]
+    assert ask(grid, *closed, posterior=posterior) == 7.0

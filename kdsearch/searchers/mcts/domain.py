@@ -80,6 +80,11 @@ class Domain:
         low, high = self._edges
         return ((math.log(value) if self.log else value) - low) / (high - low)
 
+    def places(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`place`, for many values at once."""
+        low, high = self._edges
+        return ((np.log(values) if self.log else values) - low) / (high - low)
+
     def at(self, place: float) -> float:
         """The value at a place; places outside [0, 1] are reflected at its ends."""
         place = abs(place) % 2

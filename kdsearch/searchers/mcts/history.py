@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.searchers.mcts import MCTS
+from kdsearch.searchers.mcts.backup import BACKUPS, shrunk
 from kdsearch.searchers.mcts.domain import key, size
 from kdsearch.searchers.mcts.evidence import Arm, Evidence, State
 from kdsearch.searchers.mcts.rewards import points, standing
@@ -44,6 +47,7 @@ class Tree:
         takers: per decision name, the trials (by position) that took it, and the values they took.
         standings: per trial, (step, values...), one after the other.
         trials: the trials themselves, by number, in order of position.
+        domains: per decision name, its distribution in the trial of the highest number that took it.
     """
 
     children: list[dict[str, dict[float, int]]] = field(default_factory=lambda: [{}])
@@ -52,6 +56,7 @@ class Tree:
     takers: dict[str, tuple[array[int], array[float]]] = field(default_factory=dict)
     standings: array[float] = field(default_factory=lambda: array("d"))
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
+    domains: dict[str, tuple[int, BaseDistribution]] = field(default_factory=dict)
     _sizes: dict[tuple[int, str], float] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
 
@@ -71,6 +76,8 @@ class Tree:
             positions, values = self.takers.setdefault(name, (array("q"), array("d")))
             positions.append(position)
             values.append(value)
+            if name not in self.domains or self.domains[name][0] < trial.number:
+                self.domains[name] = (trial.number, distribution)
         while len(self.levels) < len(path) - 1:
             self.levels.append(array("q", [NOWHERE] * position))
         for depth, level in enumerate(self.levels, start=1):
@@ -97,43 +104,64 @@ class History:
     Args:
         tree: of its finished trials.
         running: its other trials that are under way.
-        virtual_loss: share by which a running trial falls below the mean; 1 counts it as reward 0.
+        options: of the search; `virtual_loss`, `reward`, `emphasis`, `backup`, `sharpness` and `shrinkage` are read.
     """
 
-    def __init__(self, tree: Tree, running: Iterable[FrozenTrial], virtual_loss: float) -> None:
-        self._tree, self._virtual_loss = tree, virtual_loss
+    def __init__(self, tree: Tree, running: Iterable[FrozenTrial], options: MCTS) -> None:
+        self.tree, self.options = tree, options
         rows = len(tree.trials)
         width = len(tree.standings) // rows if rows else 2
-        self._worth, self._scale = points(np.array(tree.standings, dtype=np.float64).reshape(rows, width))
-        self._levels = [np.array(level, dtype=np.int64) for level in tree.levels]
-        walked = np.concatenate([*self._levels, np.zeros(0, dtype=np.int64)]) + 1
-        worth = np.tile(self._worth, len(self._levels))
-        count = len(tree.children) + 1
-        self._visits = np.bincount(walked, minlength=count)[1:]
-        self._totals = np.bincount(walked, weights=worth, minlength=count)[1:]
-        self._running = [[(name, value) for name, value, _ in decisions(trial)] for trial in running]
+        standings = np.array(tree.standings, dtype=np.float64).reshape(rows, width)
+        self._worth, self._scale = points(standings, options.reward, options.emphasis)
+        self.levels = [np.array(level, dtype=np.int64) for level in tree.levels]
+        self.running = [
+            [(name, value) for name, value, _ in decisions(trial)]
+            for trial in sorted(running, key=lambda trial: trial.number)
+        ]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """Of the finished trials, in order of position."""
+        return self._worth / self._scale
+
+    def values_of(self, nodes: Sequence[int], depth: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Visits and values of some nodes at a depth, the root's children being at 0: rewards, backed up and shrunk."""
+        if not nodes:
+            return np.zeros(0), np.zeros(0)
+        order = {node: k for k, node in enumerate(nodes)}
+        through = np.flatnonzero(np.isin(self.levels[depth], list(nodes)))
+        group = np.array([order[node] for node in self.levels[depth][through].tolist()], dtype=np.int64)
+        worth = self._worth[through]
+        visits = np.bincount(group, minlength=len(nodes)).astype(np.float64)
+        sums = np.bincount(group, weights=worth, minlength=len(nodes))
+        average = float(worth.sum()) / self._scale / len(worth)
+        if self.options.backup == "mean":
+            values = sums / self._scale / visits
+        else:
+            rule, sharpness = BACKUPS[self.options.backup], self.options.sharpness
+            values = np.array([rule(np.sort(worth[group == k]) / self._scale, sharpness) for k in range(len(nodes))])
+        return visits, shrunk(values, visits, average, self.options.shrinkage)
 
     def arms(self, prefix: Sequence[Decision], name: str) -> dict[float, Arm]:
         """The values that trials chose for `name` after exactly these decisions, by value, in order."""
-        way = self._way(prefix)
-        known = self._tree.children[way[-1]].get(name, {}) if len(way) > len(prefix) else {}
+        way = self.way(prefix)
+        known = self.tree.children[way[-1]].get(name, {}) if len(way) > len(prefix) else {}
         depth = len(prefix)
         busy: dict[float, list[bool]] = {}  # per running trial there: whether it has gone on
-        for run in self._running:
+        for run in self.running:
             if len(run) > depth and run[depth][0] == name and run[:depth] == prefix:
                 busy.setdefault(run[depth][1], []).append(len(run) > depth + 1)
-        nodes = list(known.values())
-        visits = dict(zip(known, self._visits[nodes].tolist(), strict=True))
-        totals = dict(zip(known, self._totals[nodes].tolist(), strict=True))
+        visits, values = self.values_of(list(known.values()), depth)
+        found = {value: (n, n * v) for value, n, v in zip(known, visits.tolist(), values.tolist(), strict=True)}
         arms = {}
         for value in sorted({*known, *busy}):
-            n, w, runs = visits.get(value, 0), totals.get(value, 0.0) / self._scale, busy.get(value, [])
+            (n, w), runs = found.get(value, (0.0, 0.0)), busy.get(value, [])
             state = State.OPEN
             if value not in known and not any(runs):
                 state = State.BUSY
-            elif value in known and self._tree.closed[known[value]]:
+            elif value in known and self.tree.closed[known[value]]:
                 state = State.CLOSED
-            lost = (1.0 - self._virtual_loss) * (w / n if n else 0.0)
+            lost = (1.0 - self.options.virtual_loss) * (w / n if n else 0.0)
             arms[value] = Arm(value, n + len(runs), w + len(runs) * lost, state)
         return arms
 
@@ -145,27 +173,27 @@ class History:
         value estimation, IJCAI 2015.
         """
         empty = (array("q"), array("d"))
-        columns = self._tree.takers.get(name, empty)
+        columns = self.tree.takers.get(name, empty)
         positions, values = np.array(columns[0], dtype=np.int64), np.array(columns[1], dtype=np.float64)
-        way = self._way(prefix)
+        way = self.way(prefix)
         for depth in range(len(prefix), -1, -1):
-            runs = [v for run in self._running if run[:depth] == prefix[:depth] for n, v in run if n == name]
+            runs = [v for run in self.running if run[:depth] == prefix[:depth] for n, v in run if n == name]
             if depth == 0:
                 alike = np.ones(len(positions), dtype=bool)
             elif depth < len(way):
-                alike = self._levels[depth - 1][positions] == way[depth]
+                alike = self.levels[depth - 1][positions] == way[depth]
             else:
                 alike = np.zeros(len(positions), dtype=bool)
             if np.count_nonzero(alike) + len(runs) >= enough:
                 break
         worth = self._worth[positions[alike]]
-        return Evidence.of(values[alike], worth, self._scale, runs, 1.0 - self._virtual_loss)
+        return Evidence.of(values[alike], worth, self._scale, runs, 1.0 - self.options.virtual_loss)
 
-    def _way(self, prefix: Sequence[Decision]) -> list[int]:
+    def way(self, prefix: Sequence[Decision]) -> list[int]:
         """The nodes of a prefix from the root on, as far as finished trials went."""
         way = [0]
         for name, value in prefix:
-            child = self._tree.children[way[-1]].get(name, {}).get(value)
+            child = self.tree.children[way[-1]].get(name, {}).get(value)
             if child is None:
                 break
             way.append(child)

@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts.domain import Domain, key
-from kdsearch.searchers.mcts.history import FINISHED, History, Tree, decisions
-from kdsearch.searchers.mcts.selection import Question, choose, listed
+from kdsearch.searchers.mcts.evidence import State
+from kdsearch.searchers.mcts.fitting import fit
+from kdsearch.searchers.mcts.history import FINISHED, Decision, History, Tree, decisions
+from kdsearch.searchers.mcts.local import Variation, variation
+from kdsearch.searchers.mcts.model import Model
+from kdsearch.searchers.mcts.priors import Prior
+from kdsearch.searchers.mcts.selection import Question, choose
 
 
 class MCTSSampler(BaseSampler):
-    """Proposes values by UCT in the tree of suggest calls.
+    """Proposes values by tree search over suggest calls.
 
     A node is the prefix of decisions that a trial has taken so far; its statistics are a function of the study's
     trials alone, so that resuming, several workers and warm starts need no state of their own. A proposal is a
     function of the study (as it stood when the trial began to suggest), the seed, the trial's number and the
     decision's name.
 
-    Trials are worth their rank (see `rewards`). Running trials count as virtual losses along the prefix they have
-    reached; failed ones do not count. Choices are all there from the start, untried ones first. Numbers with many
-    values are widened: after n visits c · n^growth values compete, new ones drawn from the range or near good ones. A
-    young node borrows from what a value did elsewhere in the tree. A path that a trial has walked to its end is not
-    proposed again until nothing else is left: the objective is taken as a function of its parameters.
+    A trial is worth its place among all (see `rewards`); failed ones do not count. By default most trials judge a value
+    by a model of all trials (see `model`): the effect of the decision, its effect beside each decision before it, and
+    what is known of this very path; `estimate` "prior" and "rave" judge it by counts at the node and elsewhere (see
+    `selection`).
+    A share `local` of the trials goes the way of one of the best again and takes one decision of it anew. Running
+    trials count as a little disappointing along the prefix they have reached. A path that a trial has walked to its end
+    is not proposed again until nothing else is left: the objective is taken as a function of its parameters.
 
     Args:
         seed: of the draws; None draws one.
         defaults: decision name -> value to try before any other that nobody has tried.
-        priors: name of a categorical decision -> {choice: weight}; the chance of a choice to be the next untried one.
-            Choices that are left out weigh 1.
+        priors: decision name -> {value: weight}, choices that are left out weighing 1 and numbers spreading around the
+            values named; or, for a number, a list of weights of equally wide pieces of its range.
         options: as declared by `MCTS`, with its defaults.
 
     Raises:
         ValueError: an option is unknown or outside its domain, or a weight is negative.
 
-    Source: Kocsis and Szepesvári, Bandit based Monte-Carlo planning, ECML 2006; Couëtoux et al., Continuous upper
-    confidence trees, LION 2011.
+    Source: as named by `MCTS.source` and at each of the functions.
     """
 
     def __init__(
@@ -54,28 +61,24 @@ class MCTSSampler(BaseSampler):
         *,
         seed: int | None = None,
         defaults: Mapping[str, Any] | None = None,
-        priors: Mapping[str, Mapping[Any, float]] | None = None,
+        priors: Mapping[str, Mapping[Any, float] | Sequence[float]] | None = None,
         **options: Any,
     ) -> None:
         self.options = MCTS(**options)
         self.seed = secrets.randbits(63) if seed is None else seed
         self._defaults = _mapping("defaults", defaults)
-        self._priors = {name: _mapping(f"priors[{name!r}]", w) for name, w in _mapping("priors", priors).items()}
-        for name, weights in self._priors.items():
-            for weight in weights.values():
-                if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                    raise ValueError(f"priors[{name!r}]: a weight must be a finite number from 0, not {weight!r}")
+        self._priors = {name: Prior(name, weights) for name, weights in _mapping("priors", priors).items()}
         self._forget()
 
     def _forget(self) -> None:
         self._tree = Tree()
         self._seen: dict[int, FrozenTrial] = {}  # by id: those that the tree holds
-        self._history: History | None = None
+        self._turn: _Turn | None = None
         self._asking: int | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_seen", "_history", "_asking", "_lock")}
+        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_seen", "_turn", "_asking", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -100,24 +103,55 @@ class MCTSSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         with self._lock:
-            if self._history is None or self._asking != trial.number:
-                self._history = self._recall(study, trial.number)
+            if self._turn is None or self._asking != trial.number:
+                self._turn = self._begin(self._recall(study, trial.number), trial.number)
                 self._asking = trial.number
-            history = self._history
+            turn = self._turn
             prefix = [(name, value) for name, value, _ in decisions(trial)]
-            domain = Domain(param_distribution)
-            borrows = self.options.sharing > 0
-            near = history.evidence(prefix, param_name, self.options.nearby if borrows else 0)
-            question = Question(
-                domain=domain,
-                here=history.arms(prefix, param_name),
-                near=near,
-                anywhere=history.evidence([], param_name, 0) if borrows and listed(domain, self.options) else near,
-                first=self._default(param_name, param_distribution),
-                weight=self._weight(param_name, param_distribution),
-            )
-        value = choose(question, self.options, self._rng(trial.number, param_name))
+            value = self._decide(turn, trial.number, prefix, param_name, param_distribution)
         return param_distribution.to_external_repr(value)
+
+    def _begin(self, history: History, number: int) -> _Turn:
+        """What a trial knows and means to do when it takes its first decision."""
+        options, rng = self.options, self._rng(number, "")
+        optimism = options.optimism * rng.expovariate(1.0)
+        locally, counted = rng.random() < options.local, rng.random() < options.counted
+        # Counts need no assumption: with them every branch is looked at again and again.
+        by_model = options.estimate == "model" and (locally or not counted)
+        model = fit(history) if by_model else None
+        varied = variation(history, model, optimism, rng) if locally else None
+        return _Turn(history, model, optimism, varied)
+
+    def _decide(
+        self, turn: _Turn, number: int, prefix: list[Decision], name: str, distribution: BaseDistribution
+    ) -> float:
+        history, options, rng = turn.history, self.options, self._rng(number, name)
+        domain = Domain(distribution)
+        here = history.arms(prefix, name)
+        varied = turn.varied
+        if varied is not None and name in varied.repeated:
+            value = varied.repeated[name]
+            if domain.contains(value) and (value not in here or here[value].state == State.OPEN):
+                return value
+        anywhere = history.evidence([], name, 0)
+        borrows = turn.model is not None or options.sharing > 0
+        near = history.evidence(prefix, name, options.nearby if borrows else 0)
+        posterior = None
+        if turn.model is not None:
+            posterior = partial(turn.model.posterior, prefix, history.way(prefix), name, domain)
+        prior = self._priors.get(name)
+        question = Question(
+            domain=domain,
+            here=here,
+            near=near,
+            anywhere=anywhere if borrows else near,
+            first=self._default(name, distribution),
+            belief=prior.on(distribution, domain, options.spread) if prior is not None else None,
+            posterior=posterior,
+            added=turn.optimism,
+            avoided=varied.value if varied is not None and name == varied.name else None,
+        )
+        return choose(question, options, rng)
 
     def _recall(self, study: Study, number: int) -> History:
         """The study's history. Trials that were taken in before stay; a finished trial never changes."""
@@ -134,7 +168,7 @@ class MCTSSampler(BaseSampler):
                 self._seen[id(trial)] = trial
                 self._tree.add(trial, study.directions)
         others = [trial for trial in running if trial.number != number]
-        return History(self._tree, others, self.options.virtual_loss)
+        return History(self._tree, others, self.options)
 
     def _review(self, finished: list[FrozenTrial]) -> None:
         """Trials have gone: another study, a part of this one, or a storage that hands out copies of the same."""
@@ -156,11 +190,15 @@ class MCTSSampler(BaseSampler):
         except (ValueError, TypeError):  # a choice that this space leaves out
             return None
 
-    def _weight(self, name: str, distribution: BaseDistribution) -> Any:
-        weights = self._priors.get(name)
-        if weights is None or not isinstance(distribution, CategoricalDistribution):
-            return None
-        return lambda value: weights.get(distribution.choices[int(value)], 1.0)
+
+@dataclass(frozen=True)
+class _Turn:
+    """One trial's view: the study as it stood, and its own draws."""
+
+    history: History
+    model: Model | None
+    optimism: float
+    varied: Variation | None
 
 
 def _mapping(what: str, value: object) -> dict[Any, Any]:
