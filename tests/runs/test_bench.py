@@ -87,6 +87,19 @@ def _recipe(answers: dict[str, object]):  # type: ignore[no-untyped-def]
     return bench_table.grid().space.walk(lambda name, p: answers.get(name, p.default))  # type: ignore[arg-type,return-value]
 
 
+def test_finalists_are_compared_over_all_seeds() -> None:
+    """Seed 0 shows the second best recipe as the best; the mean of both seeds tells them apart."""
+    table = bench_table.table()
+    names = {key: bench_table.grid().snapped(_recipe(value)).hash for key, value in (("kd", KD), ("sp", WITH_SP))}
+    flattered = table.frame["recipe"].eq(names["sp"]) & table.frame["seed"].eq(0)
+    frame = table.frame.assign(full_score=table.frame["full_score"].where(~flattered, 0.905))
+    table = type(table)(frame, table.header)
+    assert replay(table, Listed(KD, WITH_SP), trials=2, finalists=1).incumbents[-1] == names["sp"]
+    assert replay(table, Listed(KD, WITH_SP), trials=2, finalists=2).incumbents[-1] == names["kd"]
+    assert table.floor(0, 1) == pytest.approx(0.1)
+    assert table.floor(0, 2) == pytest.approx(0.0)
+
+
 def test_workers_share_the_clock_and_not_the_cost() -> None:
     found = replay(bench_table.table(), Listed({}, {}, KD, {}), trials=4, workers=2)
     assert found.clock == pytest.approx([4, 4, 8, 8])

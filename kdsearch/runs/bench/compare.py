@@ -59,6 +59,7 @@ class Race:
     workers: int = 1
     seeds: int = 50
     pruner: str = "none"
+    finalists: int = 6
 
     def run(self, table: Table, contender: Contender, k: int) -> Trace:
         """Replicate k: its own seed of the searcher, and the scores of one of the table's seeds in turn."""
@@ -71,6 +72,7 @@ class Race:
             seed=table.seeds[k % len(table.seeds)],
             pruner=None if self.pruner == "none" else pruner(config),
             reduction=config.pruner.reduction,
+            finalists=self.finalists,
         )
 
 

@@ -34,8 +34,8 @@ def write(path: Path, results: Mapping[str, Sequence[Trace]], title: str) -> Pat
     path.write_text(
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>{title}</title><body style='font-family:system-ui,sans-serif;max-width:1100px;margin:auto'>"
-        f"<h1>{title}</h1><p>Mean simple regret of the recipe with the best observed validation score, measured on the "
-        "test split over all seeds of the table; bands are 95 % bootstrap intervals of the mean.</p>"
+        f"<h1>{title}</h1><p>Mean simple regret of the recipe that would be handed out, measured on the test split "
+        "over all seeds of the table; bands are 95 % bootstrap intervals of the mean.</p>"
         f"{parts[0]}{parts[1]}</body></html>"
     )
     return path

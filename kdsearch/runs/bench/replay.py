@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,12 @@ class Trace:
     """What a search did, trial by trial in the order in which they ended.
 
     Attributes:
-        regret: after each trial, how far the recipe with the best observed score is truly behind the best of the table.
+        regret: after each trial, how far what would be handed out then is truly behind the best of the table.
         seconds: virtual processor seconds that all workers had spent when the trial ended.
         clock: virtual time when it ended.
         recipes: by hash; "" for proposals that no table holds, since they are invalid.
         states: how each trial ended.
-        incumbents: the recipe with the best observed score after each trial, "" before any.
+        incumbents: what would be handed out after each trial, "" before any is complete.
     """
 
     regret: list[float] = field(default_factory=list)
@@ -63,16 +62,19 @@ def replay(
     seed: int | None = None,
     pruner: optuna.pruners.BasePruner | None = None,
     reduction: int = 3,
+    finalists: int = 6,
 ) -> Trace:
     """Search the table's space as a run would, answered by the table.
 
-    Every proposal counts as a trial, repeated ones included. A searcher is shown the validation score of one seed;
-    regret is of the mean over all seeds on the test split.
+    Every proposal counts as a trial, repeated ones included. A searcher is shown the validation score of one seed. As
+    in a run, the best of what it has seen are compared over all seeds, and the winner is what is handed out; regret is
+    of its mean over all seeds on the test split.
 
     Args:
         seed: whose scores are shown; the table's first without it.
         pruner: asked after every rung; without one, trials are trained in full at once.
         reduction: rung k reports at step reduction ** k.
+        finalists: how many recipes are compared in the end; 1 hands out what scored best in the search.
     """
     shown = table.seeds[0] if seed is None else seed
     rungs = [rung.name for rung in table.rungs] if pruner is not None else [table.rungs[-1].name]
@@ -82,8 +84,8 @@ def replay(
             sampler=sampler,
             pruner=pruner or optuna.pruners.NopPruner(),
         )
-    found, best = Trace(), -math.inf
-    incumbent = ""
+    found, incumbent = Trace(), ""
+    leading: dict[str, float] = {}  # the finalists as they stand
     events: list[tuple[float, int, _Running]] = []
     asked, spent = 0, 0.0
 
@@ -115,9 +117,10 @@ def replay(
                 if last:
                     state = TrialState.COMPLETE
                     study.tell(run.trial, score)
-                    worth = score if table.maximise else -score
-                    if worth > best:
-                        best, incumbent = worth, run.recipe
+                    leading[run.recipe] = score if table.maximise else -score
+                    if len(leading) > finalists:
+                        del leading[min(leading, key=lambda name: (leading[name], name))]
+                    incumbent = table.confirmed(leading)
             if state == TrialState.PRUNED:
                 study.tell(run.trial, state=TrialState.PRUNED)
             found.regret.append(table.regret(incumbent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -168,6 +169,23 @@ class Table:
         Recipes that failed under a seed are left out.
         """
         return {str(name): float(value) for name, value in self._mean(f"test_{self.metric}").items()}
+
+    @cached_property
+    def validation(self) -> dict[str, float]:
+        """Mean of the full training's validation score over all seeds, as a run's finals measure it. By hash."""
+        return {str(name): float(value) for name, value in self._mean(f"{self.rungs[-1].name}_score").items()}
+
+    def confirmed(self, names: Iterable[str]) -> str:
+        """Of these recipes the one with the best validation score over all seeds: what finals would hand out."""
+        sign = 1.0 if self.maximise else -1.0
+        return max(names, key=lambda name: (sign * self.validation.get(name, -sign * math.inf), name))
+
+    def floor(self, seed: int, finalists: int) -> float:
+        """The regret of a search that has seen every recipe under this seed: what chance leaves of it."""
+        sign = 1.0 if self.maximise else -1.0
+        last = self.rungs[-1].name
+        seen = {n: self.entries[n, seed].scores[last] for n in self.truth if (n, seed) in self.entries}
+        return self.regret(self.confirmed(sorted(seen, key=lambda n: (-sign * seen[n], n))[:finalists]))
 
     def _mean(self, column: str) -> pd.Series[float]:
         whole = self.frame.groupby("recipe")["failure"].transform("count") == 0
