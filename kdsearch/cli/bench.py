@@ -68,7 +68,7 @@ def searchers(
     click.echo(table(compare.shown(rows)))
     floor = sum(known.floor(seed, finalists) for seed in known.seeds) / len(known.seeds)
     click.echo(
-        f"\n{len(known.truth)} recipes, the best has a test {known.metric} of {known.best:.4f}. Regret in points of it: "
+        f"\n{len(known.truth)} recipes, the best has a test {known.metric} of {known.best:.4f}. Regret in points: "
         f"mean over {seeds} searches of {trials} trials by {workers} worker(s), of the winner among the {finalists} "
         f"best seen; having seen all recipes would leave {100 * floor:.2f}. Ranked by the mean over all trials; "
         "p: Wilcoxon signed-rank test of it against the first, by Holm's correction."

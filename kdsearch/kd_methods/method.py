@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from kdsearch.kd_methods.curriculum import Course, Curriculum
 from kdsearch.kd_methods.signals import Batch, Companion, DataSpec, ModelSpec, Need, Needs, Signals, Softened, View
-from kdsearch.parameters import Declared
+from kdsearch.parameters import Declared, Value
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,15 @@ class KDMethod(Declared):
 
     place = (0, 1)
     """Which supplier of how many that is; set before `bind` where there are several."""
+
+    @classmethod
+    def settled(cls, answers: Mapping[str, Value]) -> Mapping[str, Value]:
+        """Hyper-parameters whose value follows from those before them: a space does not ask for these.
+
+        Args:
+            answers: the hyper-parameters so far, in the order of their declaration.
+        """
+        return {}
 
     prepared: Any = None
     """Tensors by name that `prepare` gave for the teacher the method is about to be bound to, or None."""

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from math import prod
 from typing import TYPE_CHECKING
 
-from kdsearch.kd_methods import LOSS_SLOTS, METHODS
+from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod
 from kdsearch.parameters import Choices, Parameter, Value
 from kdsearch.search_space.narrowing import count
 from kdsearch.search_space.recipe import NEUTRAL
@@ -88,14 +88,37 @@ class Counter:
 
     def _inside(self, slot: str, name: str, skip: tuple[str, ...]) -> tuple[int, int]:
         """Discrete structures and continuous decisions of one entry's own hyper-parameters."""
-        numbers = [count(p) for key, p in self.space.options[slot][name].items() if key not in skip]
-        return prod(number for number in numbers if number is not None), sum(number is None for number in numbers)
+        declared = {key: p for key, p in self.space.options[slot][name].items() if key not in skip}
+        if slot not in LOSS_SLOTS or name == "none" or not _settles(METHODS[name]):
+            numbers = [count(p) for p in declared.values()]
+            return prod(number for number in numbers if number is not None), sum(number is None for number in numbers)
+        leaves: list[tuple[dict[str, Value], int, int]] = [({}, 1, 0)]  # answers, structures, continuous decisions
+        for key, parameter in declared.items():
+            grown = []
+            for answers, structures, continuous in leaves:
+                follows = METHODS[name].settled(answers)
+                if key in follows:
+                    grown.append(({**answers, key: follows[key]}, structures, continuous))
+                elif isinstance(parameter, Choices):
+                    options = parameter.searched or parameter.options
+                    grown += [({**answers, key: option}, structures, continuous) for option in options]
+                else:
+                    number = count(parameter)
+                    more = (structures, continuous + 1) if number is None else (structures * number, continuous)
+                    grown.append(({**answers, key: parameter.default}, *more))
+            leaves = grown
+        return sum(number for _, number, _ in leaves), max(free for _, _, free in leaves)
 
     def _classes(self, slot: str, parameter: Choices) -> list[list[str]]:
         groups: dict[Hashable, list[str]] = {}
         for option in parameter.searched or parameter.options:
             groups.setdefault(_footprint(slot, str(option)), []).append(str(option))
         return list(groups.values())
+
+
+def _settles(method: type[KDMethod]) -> bool:
+    """Whether some of a method's hyper-parameters follow from others."""
+    return method.settled.__func__ is not KDMethod.settled.__func__  # type: ignore[attr-defined]
 
 
 def _footprint(slot: str, name: str) -> Hashable:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod
 from kdsearch.parameters import Choices, Declared, Parameter
@@ -14,6 +17,7 @@ from kdsearch.search_space.students.family import STUDENTS
 from kdsearch.search_space.students.transforms import TRANSFORMS
 
 NONE = "none"
+PRESETS = Path(__file__).parent / "presets"
 
 
 def _table(slot: str) -> Registry[Any]:
@@ -29,6 +33,23 @@ def _everything(slot: str) -> list[str]:
     if slot in LOSS_SLOTS:
         return [NONE, *names]
     return sorted(names, key=lambda name: name != NEUTRAL[slot])
+
+
+def presets() -> list[str]:
+    """Names of the spaces that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def with_preset(data: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The space's own entries over those of the preset it names."""
+    own = {key: value for key, value in data.items() if key != "preset"}
+    if "preset" not in data:
+        return own
+    name = data["preset"]
+    if name not in presets():
+        problems.append(f"space.preset cannot be {name!r}; {nearest(name, presets())}")
+        return own
+    return {**yaml.safe_load((PRESETS / f"{name}.yaml").read_text()), **own}
 
 
 def read_slot(slot: str, entries: Any, problems: list[str]) -> dict[str, dict[str, Parameter]]:

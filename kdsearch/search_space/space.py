@@ -20,7 +20,7 @@ from kdsearch.registry import nearest
 from kdsearch.search_space.counting import Counter
 from kdsearch.search_space.narrowing import fixed, suggest
 from kdsearch.search_space.pairing import EXPLICIT, PAIRINGS
-from kdsearch.search_space.reading import NONE, narrowed, read_slot, written
+from kdsearch.search_space.reading import NONE, narrowed, read_slot, with_preset, written
 from kdsearch.search_space.recipe import NEUTRAL, Node, Recipe
 from kdsearch.search_space.students.family import STUDENTS
 
@@ -36,6 +36,11 @@ def softens(logits: str) -> bool:
 def asks_for_pairing(slot: str, name: str) -> bool:
     """Whether this method leaves it to the recipe which stages go together."""
     return slot == "features" and METHODS[name].pairing is None and bool(METHODS[name].needs.student & STAGED)
+
+
+def settled(slot: str, name: str) -> Callable[[Mapping[str, Value]], Mapping[str, Value]]:
+    """What of an entry's hyper-parameters follows from those before them."""
+    return METHODS[name].settled if slot in LOSS_SLOTS and name != NONE else lambda answers: {}
 
 
 class SearchSpace:
@@ -68,9 +73,9 @@ class SearchSpace:
         Raises:
             ValueError: all problems, one a line, each with its place and the nearest valid choice.
         """
-        data = dict(data or {})
         problems: list[str] = []
-        known = ["student", "transform", "ce", "pairing", "max_terms", *LOSS_SLOTS, *NEUTRAL]
+        data = with_preset(data or {}, problems)
+        known = ["preset", "student", "transform", "ce", "pairing", "max_terms", *LOSS_SLOTS, *NEUTRAL]
         problems += [f"space has no slot {key!r}; {nearest(key, known)}" for key in data if key not in known]
         options: dict[str, dict[str, dict[str, Parameter]]] = {}
         for slot in ("student", "transform", *LOSS_SLOTS, *NEUTRAL):
@@ -114,9 +119,15 @@ class SearchSpace:
             return str(ask(name, Choices(known[0], known)))
 
         def node(slot: str, name: str, prefix: str, skip: Iterable[str] = ()) -> Node:
-            declared = self.options[slot][name]
-            # The default of a decision that is not taken is the published one.
-            return Node(name, {k: p.default if k in skip else ask(f"{prefix}.{k}", p) for k, p in declared.items()})
+            follows = settled(slot, name)
+            hyper: dict[str, Value] = {}
+            for key, parameter in self.options[slot][name].items():
+                known = follows(hyper)
+                if key in known:
+                    hyper[key] = known[key]
+                else:  # the default of a decision that is not taken is the published one
+                    hyper[key] = parameter.default if key in skip else ask(f"{prefix}.{key}", parameter)
+            return Node(name, hyper)
 
         family = pick("student", "student")
         student = node("student", family, f"student.{family}")
