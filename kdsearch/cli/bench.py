@@ -25,6 +25,7 @@ def bench() -> None:
 @click.option("--trials", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=2), default=50, show_default=True, help="Searches of each.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Virtual ones, in a search.")
+@click.option("--metric", default="nll", show_default=True, help="What is searched for: nll, or the table's own.")
 @click.option("--pruner", default="none", show_default=True, help="As in a run config.")
 @click.option("--finalists", type=click.IntRange(min=1), default=6, show_default=True, help="Compared in the end.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Real ones.")
@@ -37,6 +38,7 @@ def searchers(
     trials: int,
     seeds: int,
     workers: int,
+    metric: str,
     pruner: str,
     finalists: int,
     processes: int,
@@ -48,12 +50,12 @@ def searchers(
 
     names = list(dict.fromkeys(given or USUAL))
     contenders = [compare.Contender.parse(text) for text in names]
-    race = compare.Race(trials, workers, seeds, pruner, finalists)
+    race = compare.Race(trials, workers, seeds, pruner, finalists, metric)
     try:
         compare.check(race)
     except ValueError as error:
         raise UserError(f"--pruner: {error}") from None
-    known = load(path)
+    known = load(path, metric)
     results = compare.run(path, contenders, race, processes=processes, say=lambda line: click.echo(line, err=True))
     rows = compare.rows(results)
     if plot is not None:
@@ -68,7 +70,7 @@ def searchers(
     click.echo(table(compare.shown(rows)))
     floor = sum(known.floor(seed, finalists) for seed in known.seeds) / len(known.seeds)
     click.echo(
-        f"\n{len(known.truth)} recipes, the best has a test {known.metric} of {known.best:.4f}. Regret in points: "
+        f"\n{len(known.truth)} recipes, the best has a test {known.metric} of {known.best:.4f}. Regret in hundredths: "
         f"mean over {seeds} searches of {trials} trials by {workers} worker(s), of the winner among the {finalists} "
         f"best seen; having seen all recipes would leave {100 * floor:.2f}. Ranked by the mean over all trials; "
         "p: Wilcoxon signed-rank test of it against the first, by Holm's correction."

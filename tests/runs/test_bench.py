@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 from optuna.trial import TrialState
 
 from kdsearch import searchers
+from kdsearch.errors import UserError
 from kdsearch.runs.bench import compare, load
 from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.bench.replay import Trace, replay
+from kdsearch.runs.bench.table import Table
 from kdsearch.search_space.space import SearchSpace
 
 from . import bench_table
@@ -70,6 +73,11 @@ class Listed(optuna.samplers.RandomSampler):
         return given.get(param_name, "none" if param_name in ("logits", "relations") else 0.5)
 
 
+def _search(table: Table, sampler: optuna.samplers.BaseSampler, **options: Any) -> Trace:
+    """What the sampler itself proposes, from the first trial on."""
+    return replay(table, sampler, baselines=False, **options)
+
+
 KD = {"logits": "kd", "logits.kd.temperature": 4.2, "logits.kd.weight": 3.0}
 WITH_SP = {**KD, "relations": "sp", "relations.sp.weight": 20.0}
 
@@ -77,7 +85,7 @@ WITH_SP = {**KD, "relations": "sp", "relations.sp.weight": 20.0}
 def test_regret_is_of_the_incumbent_and_of_the_truth() -> None:
     table = bench_table.table()
     assert table.best == pytest.approx(0.905)
-    found = replay(table, Listed({}, WITH_SP, {}, KD), trials=4)
+    found = _search(table, Listed({}, WITH_SP, {}, KD), trials=4)
     assert found.regret == pytest.approx([0.4, 0.1, 0.1, 0.0])
     assert found.seconds == pytest.approx([4, 8, 12, 16])
     assert found.incumbents[-1] == found.recipes[-1] == bench_table.grid().snapped(_recipe(KD)).hash
@@ -94,14 +102,14 @@ def test_finalists_are_compared_over_all_seeds() -> None:
     flattered = table.frame["recipe"].eq(names["sp"]) & table.frame["seed"].eq(0)
     frame = table.frame.assign(full_score=table.frame["full_score"].where(~flattered, 0.905))
     table = type(table)(frame, table.header)
-    assert replay(table, Listed(KD, WITH_SP), trials=2, finalists=1).incumbents[-1] == names["sp"]
-    assert replay(table, Listed(KD, WITH_SP), trials=2, finalists=2).incumbents[-1] == names["kd"]
+    assert _search(table, Listed(KD, WITH_SP), trials=2, finalists=1).incumbents[-1] == names["sp"]
+    assert _search(table, Listed(KD, WITH_SP), trials=2, finalists=2).incumbents[-1] == names["kd"]
     assert table.floor(0, 1) == pytest.approx(0.1)
     assert table.floor(0, 2) == pytest.approx(0.0)
 
 
 def test_workers_share_the_clock_and_not_the_cost() -> None:
-    found = replay(bench_table.table(), Listed({}, {}, KD, {}), trials=4, workers=2)
+    found = _search(bench_table.table(), Listed({}, {}, KD, {}), trials=4, workers=2)
     assert found.clock == pytest.approx([4, 4, 8, 8])
     assert found.seconds == pytest.approx([4, 8, 12, 16])
 
@@ -111,14 +119,14 @@ def test_the_seed_decides_what_is_shown() -> None:
     for seed in (0, 1):
         sampler = Listed(KD)
         sampler.after_trial = lambda study, trial, state, values: shown.append(values[0])  # type: ignore[assignment,method-assign,misc]
-        assert replay(bench_table.table(), sampler, trials=1, seed=seed).regret == pytest.approx([0.0])
+        assert _search(bench_table.table(), sampler, trials=1, seed=seed).regret == pytest.approx([0.0])
     assert shown == pytest.approx([0.9, 0.91])
 
 
 def test_a_pruner_stops_trials_after_their_cheap_rung() -> None:
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     worse: list[dict[str, object]] = [{}] * 3
-    found = replay(bench_table.table(), Listed(KD, *worse), trials=4, pruner=pruner)
+    found = _search(bench_table.table(), Listed(KD, *worse), trials=4, pruner=pruner)
     assert found.states == [TrialState.COMPLETE, *[TrialState.PRUNED] * 3]
     assert found.seconds == pytest.approx([5, 6, 7, 8])
     assert found.regret == pytest.approx([0.0] * 4)
@@ -126,15 +134,33 @@ def test_a_pruner_stops_trials_after_their_cheap_rung() -> None:
 
 def test_what_fails_or_is_not_there_is_pruned_and_costs_nothing() -> None:
     table = bench_table.table(failing=bench_table.grid().snapped(_recipe(KD)).hash)
-    found = replay(table, Listed(KD, {}), trials=2)
+    found = _search(table, Listed(KD, {}), trials=2)
     assert found.states == [TrialState.PRUNED, TrialState.COMPLETE]
     assert found.seconds == pytest.approx([0, 4])
     assert found.regret[0] == pytest.approx(table.best - table.worst)
 
 
+def test_baselines_are_the_first_trials() -> None:
+    found = replay(bench_table.table(), searchers.create("random", seed=0), trials=3)
+    first = [{}, {"logits": "kd"}]
+    assert found.recipes[:2] == [bench_table.grid().snapped(_recipe(answers)).hash for answers in first]
+
+
+def test_nll_is_another_metric_of_the_same_table() -> None:
+    table = bench_table.table()
+    header = {**table.header, "metric": "accuracy"}
+    by_nll = type(table)(table.frame.assign(test_nll=1 - table.frame["test_accuracy"]), header, "nll")
+    assert not by_nll.maximise
+    assert by_nll.best == pytest.approx(1 - table.best)
+    assert {n: by_nll.regret(n) for n in by_nll.truth} == pytest.approx({n: table.regret(n) for n in table.truth})
+    assert _search(by_nll, Listed({}, KD), trials=2).regret == pytest.approx([0.4, 0.0])
+    with pytest.raises(UserError, match="'top5'"):
+        type(table)(table.frame, header, "top5")
+
+
 def test_a_search_is_a_function_of_its_seed() -> None:
     table = bench_table.table()
-    a, b, c = (replay(table, searchers.create("tpe", seed=s), trials=15, workers=3) for s in (1, 1, 2))
+    a, b, c = (_search(table, searchers.create("tpe", seed=s), trials=15, workers=3) for s in (1, 1, 2))
     assert a == b
     assert a.recipes != c.recipes
 

@@ -60,6 +60,7 @@ class Race:
     seeds: int = 50
     pruner: str = "none"
     finalists: int = 6
+    metric: str | None = None
 
     def run(self, table: Table, contender: Contender, k: int) -> Trace:
         """Replicate k: its own seed of the searcher, and the scores of one of the table's seeds in turn."""
@@ -77,12 +78,12 @@ class Race:
 
 
 @lru_cache(maxsize=1)
-def _table(path: str) -> Table:
-    return load(path)
+def _table(path: str, metric: str | None) -> Table:
+    return load(path, metric)
 
 
 def _job(path: str, race: Race, contender: Contender, k: int) -> Trace:
-    return race.run(_table(path), contender, k)
+    return race.run(_table(path, race.metric), contender, k)
 
 
 def run(

@@ -10,9 +10,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kdsearch.kd_methods import LOSS_SLOTS
 from kdsearch.parameters import Choices, IntRange, Parameter, Value
 from kdsearch.registry import nearest
 from kdsearch.search_space.narrowing import count, suggest
+from kdsearch.search_space.reading import NONE
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 
@@ -60,6 +62,12 @@ class Grid:
         """The tabulated recipe that stands for one of the space."""
         answers = self.space.params_of(recipe)
         return self.space.walk(lambda name, parameter: self.snap(name, parameter, answers[name]))
+
+    def baselines(self) -> list[dict[str, Value]]:
+        """Answers that lead to no distillation and to kd alone at its defaults' cells, as far as the space has them."""
+        nothing = {slot: NONE for slot in LOSS_SLOTS if NONE in self.space.options[slot]}
+        asked = [nothing, {**nothing, "logits": "kd"}] if "kd" in self.space.options["logits"] else [nothing]
+        return [self.space.params_of(self.snapped(self.space.default(**answers))) for answers in asked]
 
     def recipes(self) -> Iterator[Recipe]:
         """Every recipe of the table, in the order of the tree."""

@@ -63,6 +63,7 @@ def replay(
     pruner: optuna.pruners.BasePruner | None = None,
     reduction: int = 3,
     finalists: int = 6,
+    baselines: bool = True,
 ) -> Trace:
     """Search the table's space as a run would, answered by the table.
 
@@ -75,6 +76,7 @@ def replay(
         pruner: asked after every rung; without one, trials are trained in full at once.
         reduction: rung k reports at step reduction ** k.
         finalists: how many recipes are compared in the end; 1 hands out what scored best in the search.
+        baselines: whether no distillation and plain KD are the first trials, as in a run.
     """
     shown = table.seeds[0] if seed is None else seed
     rungs = [rung.name for rung in table.rungs] if pruner is not None else [table.rungs[-1].name]
@@ -84,6 +86,8 @@ def replay(
             sampler=sampler,
             pruner=pruner or optuna.pruners.NopPruner(),
         )
+        for answers in table.grid.baselines() if baselines else ():
+            study.enqueue_trial(answers)
     found, incumbent = Trace(), ""
     leading: dict[str, float] = {}  # the finalists as they stand
     events: list[tuple[float, int, _Running]] = []

@@ -16,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from kdsearch.errors import UserError
+from kdsearch.registry import nearest
 from kdsearch.runs import config as configs
 from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.config import RunConfig
@@ -116,7 +117,7 @@ class Entry:
     """One recipe under one seed.
 
     Attributes:
-        scores, seconds: by rung, in the ladder's order; empty where training failed.
+        scores, seconds: by rung, in the ladder's order: what it is judged by, and its cost. Empty after a failure.
         curves: the validation metric after each epoch, by rung.
         failure: why training ended, or None.
     """
@@ -136,26 +137,36 @@ class Table:
         grid: the space and its cells.
         rungs: the ladder, the full training last.
         seeds: all of them.
+        metric, maximise: what searchers are shown and judged by.
     """
 
-    def __init__(self, frame: pd.DataFrame, header: Mapping[str, Any]) -> None:
+    def __init__(self, frame: pd.DataFrame, header: Mapping[str, Any], metric: str | None = None) -> None:
         self.frame, self.header = frame, dict(header)
         self.grid = Grid(SearchSpace.from_dict(header["space"]), header["cells"])
         self.rungs = [Fidelity(**rung) for rung in header["rungs"]]
-        self.metric = str(header["metric"])
+        self.metric = metric or str(header["metric"])
+        known = (str(header["metric"]), "nll")
+        if self.metric not in known:
+            raise UserError(f"--metric: {self.metric!r}: {nearest(self.metric, known)}")
+        self._score = "nll" if self.metric == "nll" else "score"
         self.maximise = DIRECTIONS[self.metric] == "maximize"
         self.seeds = sorted(int(s) for s in frame["seed"].unique())
 
     @cached_property
     def entries(self) -> dict[tuple[str, int], Entry]:
         """By recipe hash and seed."""
-        names = [rung.name for rung in self.rungs]
+        names = {rung.name: rung for rung in self.rungs}
         out = {}
         for row in self.frame.to_dict("records"):
             failed = isinstance(row["failure"], str)
-            found = [] if failed else names
+            found = {} if failed else names
             out[str(row["recipe"]), int(row["seed"])] = Entry(
-                {name: float(row[f"{name}_score"]) for name in found},
+                {
+                    name: rung.judged(
+                        float(row[f"{name}_{self._score}"]), {"nll": float(row[f"{name}_nll"])}, maximise=self.maximise
+                    )
+                    for name, rung in found.items()
+                },
                 {name: float(row[f"{name}_seconds"]) for name in found},
                 {name: [float(v) for v in row[f"{name}_curve"]] for name in found},
                 row["failure"] if failed else None,
@@ -173,7 +184,7 @@ class Table:
     @cached_property
     def validation(self) -> dict[str, float]:
         """Mean of the full training's validation score over all seeds, as a run's finals measure it. By hash."""
-        return {str(name): float(value) for name, value in self._mean(f"{self.rungs[-1].name}_score").items()}
+        return {str(name): float(value) for name, value in self._mean(f"{self.rungs[-1].name}_{self._score}").items()}
 
     def confirmed(self, names: Iterable[str]) -> str:
         """Of these recipes the one with the best validation score over all seeds: what finals would hand out."""
@@ -225,11 +236,11 @@ class Table:
         return means.loc[list(self.truth)].to_numpy(dtype=np.float64)
 
 
-def load(path: str | Path) -> Table:
-    """A table from its file.
+def load(path: str | Path, metric: str | None = None) -> Table:
+    """A table from its file, seen by the metric it was made for or by "nll", which tells close recipes apart better.
 
     Raises:
-        UserError: no such file, or not a table of this kind; or pyarrow is not installed.
+        UserError: no such file, or not a table of this kind; no such metric; or pyarrow is not installed.
     """
     try:
         import pyarrow.parquet as pq
@@ -242,4 +253,4 @@ def load(path: str | Path) -> Table:
     header = (table.schema.metadata or {}).get(HEADER)
     if header is None:
         raise UserError(f"--table: {str(path)!r} is a Parquet file, but no benchmark of recipes")
-    return Table(table.to_pandas(), json.loads(header))
+    return Table(table.to_pandas(), json.loads(header), metric)
