@@ -11,7 +11,8 @@ import yaml
 
 from .runs.tiny import TINY, invoke
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.S)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -28,6 +29,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's mine.yaml is a config small enough for a test."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "mine.yaml").write_text(yaml.safe_dump(TINY))
+    grown = {**TINY["space"], "logits": [*TINY["space"]["logits"], "dist"]}
+    (folder / "grown.yaml").write_text(yaml.safe_dump({**TINY, "space": grown}))
+    scored = folder / "benchmarks" / "s1"
+    scored.mkdir(parents=True)
+    (scored / "kd.txt").write_text("\n".join((ROOT / "benchmarks" / "s1" / "kd.txt").read_text().split("\n")[:6]))
+    (folder / "benchmarks" / "kdbench").symlink_to(ROOT / "benchmarks" / "kdbench")
     return folder
 
 
@@ -36,7 +43,7 @@ def test_the_readmes_commands_run_in_their_order(place: Path, monkeypatch: pytes
     local = [command for command in COMMANDS if "ray" not in command]
     assert len(local) >= 9
     for _, *arguments in local:
-        small = ["6" if argument == "80" else argument for argument in arguments]
+        small = [{"80": "6", "100": "8", "10": "2"}.get(argument, argument) for argument in arguments]
         result = invoke(*small)
         assert result.exit_code == 0, f"{arguments}: {result.output}"
 

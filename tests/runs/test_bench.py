@@ -268,3 +268,12 @@ def test_mistakes_are_one_line(args: list[object], line: str) -> None:
     assert found.exit_code == 2
     assert line in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_the_stored_table_is_whole() -> None:
+    table = load(STORED)
+    assert len(table.seeds) >= 2
+    valid = {recipe.hash for recipe in table.grid.recipes()}
+    assert {name for name, _ in table.entries} <= valid
+    assert len(table.truth) > 0.99 * len(valid)
+    assert len(table.entries) == len(table.seeds) * len({name for name, _ in table.entries})

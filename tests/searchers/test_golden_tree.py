@@ -32,11 +32,11 @@ OPTIONS: dict[str, Any] = {
 COUNTING: dict[str, Any] = {"estimate": "prior", "local": 0.0}
 OTHER: dict[str, dict[str, Any]] = {
     "estimate": {"estimate": "rave"},
-    "reward": {"reward": "rank"},
+    "reward": {"reward": "zscore"},
     "emphasis": {"emphasis": 3.0},
     "local": {"local": 0.8},
     "startup": {"startup": 9},
-    "counted": {"counted": 0.0},
+    "counted": {"counted": 0.6},
     "doubt": {"doubt": 2.0},
     "optimism": {"optimism": 0.5},
     "interactions": {"interactions": 0.0},

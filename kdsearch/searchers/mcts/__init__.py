@@ -29,10 +29,10 @@ class MCTS(Searcher):
     }
 
     estimate: str = Choice("model", ("model", "prior", "rave"), doc="how trials elsewhere in the tree count")
-    reward: str = Choice("zscore", ("rank", "minmax", "zscore"), doc="scale on which trials are compared")
-    emphasis: float = Float(1.0, low=1, high=4, domain=(0.1, 100), doc="power of the reward; above 1 the top counts")
-    local: float = Float(0.6, low=0, high=0.8, domain=(0, 1), doc="share of trials that vary a good one's path")
-    counted: float = Float(0.5, low=0, high=1, domain=(0, 1), doc="model: share of the other trials led by counts")
+    reward: str = Choice("rank", ("rank", "minmax", "zscore"), doc="scale on which trials are compared")
+    emphasis: float = Float(2.0, low=1, high=4, domain=(0.1, 100), doc="power of the reward; above 1 the top counts")
+    local: float = Float(0.3, low=0, high=0.8, domain=(0, 1), doc="share of trials that vary a good one's path")
+    counted: float = Float(0.0, low=0, high=1, domain=(0, 1), doc="model: share of the other trials led by counts")
     startup: int = Int(1, low=1, high=16, domain=(1, 1e9), doc="finished trials before the model is used")
 
     optimism: float = Float(1.5, low=0.5, high=3, doc="model: standard deviations added, times a draw with mean 1")
