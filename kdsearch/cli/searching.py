@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("config", required=False)
 @run_options
 @click.option("--run-dir", metavar="DIR", help="Where the run lives; a new folder under runs/ without it.")
+@click.option("--from", "earlier", metavar="RUN", help="Begin with what an earlier run found (warm_start.run).")
 @click.option("--dry-run", is_flag=True, help="Print what the run would do and cost, and stop.")
 @click.option("--quiet", is_flag=True, help="Print the result alone.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and result as JSON lines.")
@@ -28,12 +29,15 @@ def run(
     config: str | None,
     overrides: tuple[str, ...],
     run_dir: str | None,
+    earlier: str | None,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Search for the best recipe. Without CONFIG, on the embedded handwritten digits."""
+    if earlier is not None:  # as JSON, so that YAML reads any name as text
+        overrides = (f"warm_start.run={json.dumps(str(Path(earlier).absolute()))}", *overrides)
     settings = read_config(config, overrides, given)
     if dry_run:
         from kdsearch.runs.forecast import forecast
@@ -137,13 +141,25 @@ def status(run_dir: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("run_dir", metavar="RUN")
 @click.option("-o", "--output", metavar="FILE", help="Where to write it; the run's report.html without it.")
+@click.option("--tree", metavar="FILE", help="Write the search tree instead: JSON (- prints it), or a picture (.svg).")
 @reported
-def report(run_dir: str, output: str | None) -> None:
+def report(run_dir: str, output: str | None, tree: str | None) -> None:
     """Write a run's report: one HTML file that needs no network."""
+    from kdsearch import searchers
     from kdsearch.runs.report import write
     from kdsearch.runs.run import Run
+    from kdsearch.searchers.mcts.drawing import svg
 
-    click.echo(write(Run(run_dir), Path(output) if output else None))
+    if tree is None:
+        click.echo(write(Run(run_dir), Path(output) if output else None))
+        return
+    root = searchers.tree(Run(run_dir).study)
+    text = svg(root) if tree.endswith(".svg") else json.dumps(root.to_dict())
+    if tree == "-":
+        click.echo(text)
+        return
+    Path(tree).write_text(text, encoding="utf-8")
+    click.echo(tree)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kdsearch.cli.base import cli, read_config, reported, table
+from kdsearch.errors import UserError
 
 
 @cli.command()
@@ -89,11 +90,52 @@ def teachers(
 @click.argument("config", required=False)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config.")
 @click.option("--student", "students", multiple=True, metavar="FAMILY[:KEY=VALUE,...]", help="A student to score.")
+@click.option("--truth", metavar="FILE", help="Students with known accuracies; how well each proxy orders them.")
+@click.option("--proxy", "names", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="With --truth: not all of them.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="With --truth: averaged over.")
+@click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True, help="With --truth: images.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @reported
-def score(config: str | None, overrides: tuple[str, ...], students: tuple[str, ...], as_json: bool) -> None:
-    """Training-free proxy scores of students beside the config's teacher."""
+def score(
+    config: str | None,
+    overrides: tuple[str, ...],
+    students: tuple[str, ...],
+    truth: str | None,
+    names: tuple[str, ...],
+    seeds: int,
+    batch: int,
+    as_json: bool,
+) -> None:
+    """Training-free proxy scores of students beside the config's teacher; or of how much worth they are."""
+    if truth is not None:
+        if students:
+            raise UserError("--student: the students are those of --truth; leave one of them out")
+        _score_truth(config, overrides, truth, names, seeds, batch, as_json)
+        return
     from kdsearch.runs.scoring import scores
 
     rows = scores(read_config(config, overrides, {}), students)
     click.echo(json.dumps(rows) if as_json else table(rows))
+
+
+def _score_truth(
+    config: str | None,
+    overrides: tuple[str, ...],
+    path: str,
+    names: tuple[str, ...],
+    seeds: int,
+    batch: int,
+    as_json: bool,
+) -> None:
+    from kdsearch.runs import ranking, truth
+
+    known = truth.read(path)
+    own = config is None and known.input_shape is not None  # the file says what its students see
+    settings = read_config(config, ((ranking.TEACHER,) if own else ()) + overrides, {})
+    named = not own or any(item.startswith("data") for item in overrides)
+
+    def say(text: str) -> None:
+        click.echo(f"  {text}", err=True)
+
+    found = ranking.rank(known, settings, named=named, names=names, batch=batch, seeds=seeds, say=say)
+    click.echo(json.dumps(found) if as_json else "\n".join([table(ranking.shown(found)), *ranking.notes(found)]))

@@ -64,7 +64,7 @@ def ladder(config: RunConfig) -> Ladder:
     limits = config.limits
     return Ladder(
         rungs,
-        tuple(config.proxies.names),
+        config.proxies.scored,
         config.proxies.prune_by,
         limits={name: limit for name, limit in limits.given().items() if name in PLAIN},
         batch=limits.batch,

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,15 +16,16 @@ from kdsearch import searchers as searcher_room
 from kdsearch.errors import UserError
 from kdsearch.kd_methods import METHODS
 from kdsearch.registry import load_plugins, nearest
-from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.fidelity import Fidelity, Judge, Select
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 
 DEFAULT = Path(__file__).parent / "default.yaml"
-METRICS = Literal["accuracy", "balanced_accuracy", "top5", "nll"]
+METRICS = Literal["accuracy", "balanced_accuracy", "top5", "nll", "cka", "autokd"]
 QUANTITY = Literal["parameters", "macs", "memory", "latency"]
 QUANTITIES: tuple[QUANTITY, ...] = ("parameters", "macs", "memory", "latency")
 """What a student costs; memory in MiB, latency in milliseconds."""
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -101,13 +102,52 @@ class SearcherConfig(Section):
         return value
 
 
+class WarmStartConfig(Section):
+    """An earlier run to begin with: its folder, or the storage and name of its study.
+
+    `use` says what its trials are: history (re-created in the new study, where the searcher and the pruner see them;
+    same data, teacher and training), priors (hints to searchers that take some), both, or auto: history where it is
+    the same world, else priors. Its best `trials` recipes are tried first in any case.
+    """
+
+    run: str | None = None
+    storage: str | None = None
+    study: str = "search"
+    use: Literal["auto", "history", "priors", "both"] = "auto"
+    trials: int = Field(5, ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> WarmStartConfig:
+        if self.run is not None and self.storage is not None:
+            raise ValueError("names an earlier run by its folder (run) and by its storage; leave one of them out")
+        return self
+
+    @property
+    def given(self) -> bool:
+        return self.run is not None or self.storage is not None
+
+
+COMBINED = "combined"
+
+
 class ProxyConfig(Section):
-    """Training-free scores; `prune_by` prunes what ranks below `quantile` of at least `minimum` students seen."""
+    """Training-free scores; `prune_by` prunes what ranks below `quantile` of at least `minimum` students seen.
+
+    `combined` learns from the students that have been trained which proxies tell their scores. It prunes only while its
+    cross-validated Kendall's tau has a lower 95 % confidence bound of at least `threshold` and is above the parameter
+    count's. It reads the parameter count whether `names` holds it or not.
+    """
 
     names: list[str] = Field(default_factory=lambda: ["diswot", "params", "macs", "synflow"])
-    prune_by: str | None = "diswot"
+    prune_by: str | None = COMBINED
     quantile: float = Field(0.1, ge=0, lt=1)
     minimum: int = Field(10, ge=2)
+    threshold: float = Field(0.3, ge=-1, lt=1)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The proxies that a student is scored by."""
+        return tuple(dict.fromkeys((*self.names, "params") if self.prune_by == COMBINED and self.names else self.names))
 
     @field_validator("names")
     @classmethod
@@ -119,58 +159,93 @@ class ProxyConfig(Section):
 
     @model_validator(mode="after")
     def _scored(self) -> ProxyConfig:
-        if self.prune_by is not None and self.names and self.prune_by not in self.names:
+        known = [*self.names, COMBINED]
+        if self.prune_by is not None and self.names and self.prune_by not in known:
             raise ValueError(
-                f"prune_by: {self.prune_by!r} is not among the scored proxies; {nearest(self.prune_by, self.names)}"
+                f"prune_by: {self.prune_by!r} is not among the scored proxies; {nearest(self.prune_by, known)}"
             )
         return self
 
 
 class RungConfig(Section):
+    """A rung as shares of the full training: see `kdsearch.runs.fidelity.Fidelity`."""
+
     name: str
     epochs: float = Field(1.0, gt=0, le=1)
     data: float = Field(1.0, gt=0, le=1)
-    keep: float = Field(1.0, gt=0, le=1)
+    keep: Share | list[Share] = 1.0
     resolution: float = Field(1.0, gt=0, le=1)
+    tokens: float = Field(1.0, gt=0, le=1)
+    select: Select = "balanced"
+    judge: Judge = "metric"
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _stages(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("give one share for all stages, or one for each, not an empty list")
+        return value
 
     def fidelity(self) -> Fidelity:
-        return Fidelity(self.name, self.epochs, self.data, self.keep, self.resolution)
+        keep = tuple(self.keep) if isinstance(self.keep, list) else self.keep
+        shares = (self.epochs, self.data, keep, self.resolution, self.tokens)
+        return Fidelity(self.name, *shares, self.select, self.judge)
 
 
 class FidelityConfig(Section):
-    """The full training and the cheaper rungs before it."""
+    """The full training and the cheaper rungs before it.
+
+    With `calibrate` the first so many trials pass all rungs, and then only rungs whose Kendall's tau to the full
+    training is surely above `agreement` may stop trials.
+    """
 
     epochs: int = Field(15, ge=1)
     batch_size: int = Field(64, ge=1)
     views: int | None = Field(None, ge=1)
     rungs: list[RungConfig] = Field(
         default_factory=lambda: [
-            RungConfig(name="sparse", epochs=0.4, data=0.5, keep=0.5),
-            RungConfig(name="third", epochs=1 / 3),
+            RungConfig(name="glance", epochs=1 / 8, data=1 / 4, judge="likelihood"),
+            RungConfig(name="eighth", epochs=1 / 8, judge="likelihood"),
             RungConfig(name="full"),
         ]
     )
+    calibrate: int = Field(0, ge=0)
+    agreement: float = Field(0.0, ge=-1, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | None = None
     evaluations: int = Field(5, ge=1)
     cache_limit_mib: float = Field(2048, ge=0)
     checkpoint_seconds: float = Field(300, gt=0)
 
+    @field_validator("calibrate")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if 0 < value < 6:
+            raise ValueError("must be 0 (off) or at least 6: fewer trials say nothing about an order")
+        return value
+
     @model_validator(mode="after")
     def _ladder(self) -> FidelityConfig:
         names = [rung.name for rung in self.rungs]
         if not self.rungs or not self.rungs[-1].fidelity().full:
-            raise ValueError("rungs: the last one must be a full training (epochs, data, keep and resolution 1)")
+            raise ValueError("rungs: the last one must be a full training (every share of it 1)")
+        if self.rungs[-1].judge != "metric":
+            raise ValueError("rungs: the last one is judged by the run's metric")
         if len(set(names)) < len(names) or {"proxies", "final"} & set(names):
             raise ValueError(f"rungs: names must differ from one another and from 'proxies' and 'final', not {names}")
         return self
 
 
 class PrunerConfig(Section):
-    """What stops a trial between rungs: Optuna's successive halving (asynchronous), median, or nothing."""
+    """What stops a trial between rungs: Optuna's successive halving (asynchronous), the same with a margin of `margin`
+    times a rung's measured noise (`noisy`), the median rule, or nothing.
 
-    name: Literal["asha", "median", "none"] = "asha"
+    Before `startup` trials have completed, nothing is stopped by the median rule and no noise is known.
+    """
+
+    name: Literal["asha", "noisy", "median", "none"] = "asha"
     reduction: int = Field(3, ge=2, le=8)
+    margin: float = Field(1.0, ge=0)
     startup: int = Field(5, ge=0)
 
 
@@ -243,6 +318,7 @@ class RunConfig(Section):
     space: dict[str, Any] = Field(default_factory=dict)
     limits: LimitsConfig = LimitsConfig()
     searcher: SearcherConfig = SearcherConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
     proxies: ProxyConfig = ProxyConfig()
     fidelity: FidelityConfig = FidelityConfig()
     pruner: PrunerConfig = PrunerConfig()
@@ -393,6 +469,8 @@ def write(config: RunConfig, path: Path) -> None:
     data["space"] = SearchSpace.from_dict(config.space).to_dict()
     if config.study.storage is not None:
         data["study"]["storage"] = without_password(config.study.storage)
+    if config.warm_start.storage is not None:
+        data["warm_start"]["storage"] = without_password(config.warm_start.storage)
     path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 

@@ -17,21 +17,26 @@ from kdsearch.proxies.rejection import reject
 from kdsearch.runs import assistants, models
 from kdsearch.runs.assistants import Costs, Given, sized
 from kdsearch.runs.classroom import Learner
+from kdsearch.runs.data import Data
 from kdsearch.runs.fidelity import FULL, Fidelity
 from kdsearch.runs.growth import grow
 from kdsearch.runs.network import Network
 from kdsearch.runs.objective import Objective
 from kdsearch.runs.offline import FixedTeacher, plan_supply
+from kdsearch.runs.patches import PatchMasked, masks_patches
 from kdsearch.runs.pivot import Pivot
 from kdsearch.runs.preparation import Preparation
 from kdsearch.runs.settings import Seeds
 from kdsearch.runs.shares import layer_shares
+from kdsearch.runs.subsets import chosen
 from kdsearch.runs.training import Trained, Training
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Node, Recipe
 from kdsearch.search_space.students.transforms.net2net import Net2Net
 
 Progress = Callable[[int, int, float], None]
+SPECS = 64
+_specs: dict[str, ModelSpec] = {}
 
 
 @dataclass
@@ -162,9 +167,10 @@ def _prepare(
         objective.parts.to(world.device)
         learners.append(Learner(network, objective))
     _check(plan, learners)
-    costs += growth.costs + Costs(prepare.spent, prepare.charged)
+    ids, choosing = chosen(world, fidelity, seeds, notes)
+    costs += choosing + growth.costs + Costs(prepare.spent, prepare.charged)
     fixed = {name: _fixed(name, model, learners[0].objective, world, seeds, notes) for name, model in suppliers.items()}
-    whole = fidelity.keep >= 1 and fidelity.resolution >= 1  # a thinned student stands for itself alone
+    whole = not fidelity.thins and fidelity.resolution >= 1  # a thinned student stands for itself alone
     training = Training(
         recipe,
         world.data,
@@ -174,13 +180,15 @@ def _prepare(
         plan,
         learners,
         fixed,
+        ids=ids,
         pivot=pivot,
         rate=growth.rate,
         members=[made[name].network.module for name in plan.members] if whole else [],
         state_file=checkpoint,
         progress=progress,
-        metric=world.metric,
+        metric=world.judge,
         teacher_logits=None if world.teacher is None else world.teacher.validation(world.data),
+        teacher_embeddings=world.reference(),
     )
     return training, costs, notes
 
@@ -279,20 +287,47 @@ def plan_of(recipe: Recipe, world: World) -> Plan:
 def _student(
     recipe: Recipe, world: World, fidelity: Fidelity, seeds: Seeds, notes: list[str]
 ) -> tuple[Network, Fidelity]:
-    """The student's network at this fidelity. What cannot be thinned is shown less data at lower resolution instead."""
-    if fidelity.keep < 1:
-        module, note = models.thinned(recipe, world.data, fidelity.keep, seeds.init)
+    """The student's network at this fidelity. What cannot be thinned is shown less data at lower resolution instead,
+    and what has no patches to leave out as many pixels less.
+    """
+    data = world.data
+    if fidelity.thins:
+        module, note = models.thinned(recipe, data, fidelity.keep, seeds.init)
         if note:
             notes.append(note)
-            fidelity = Fidelity(
-                fidelity.name, fidelity.epochs, fidelity.data * fidelity.keep, 1.0, math.sqrt(fidelity.keep)
-            )
+            share = fidelity.kept
+            fidelity = replace(fidelity, data=fidelity.data * share, keep=1.0, resolution=math.sqrt(share))
     else:
-        module = models.student(recipe, world.data)
-    side = models.input_shape(recipe, world.data)[-1]
-    if fidelity.resolution < 1:
-        side = min(side, max(8, round(side * fidelity.resolution)))
-    return models.network(module, world.data, world.settings, side=side), fidelity
+        module = models.student(recipe, data)
+    network = models.network(module, data, world.settings, side=_side(recipe, data, fidelity.resolution))
+    spec = _described(network, recipe, world, fidelity, seeds)
+    if fidelity.tokens < 1:
+        if masks_patches(spec):
+            network = PatchMasked.of(network, fidelity.tokens, seeds.order)
+        else:
+            fidelity = replace(fidelity, tokens=1.0, resolution=fidelity.resolution * math.sqrt(fidelity.tokens))
+            network = models.network(module, data, world.settings, side=_side(recipe, data, fidelity.resolution))
+            _described(network, recipe, world, fidelity, seeds)
+    return network, fidelity
+
+
+def _side(recipe: Recipe, data: Data, resolution: float) -> int:
+    """The side of what the student sees, in pixels; eight are the fewest unless its recipe shows it fewer."""
+    side = models.input_shape(recipe, data)[-1]
+    return side if resolution >= 1 else min(side, max(8, round(side * resolution)))
+
+
+def _described(network: Network, recipe: Recipe, world: World, fidelity: Fidelity, seeds: Seeds) -> ModelSpec:
+    """The network's stages and sizes. Those of the last networks are known, for trials often have the same student."""
+    shape = world.data.input_shape
+    edits = sorted(models.branches(recipe))
+    key = repr((recipe.student, recipe.transform, edits, shape, world.data.classes, network.side, fidelity.keep, seeds))
+    if key not in _specs:
+        while len(_specs) >= SPECS:
+            _specs.pop(next(iter(_specs)))
+        _specs[key] = network.spec(shape)
+    network.known(_specs[key])
+    return _specs[key]
 
 
 def _fixed(

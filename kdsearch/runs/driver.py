@@ -12,10 +12,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import ModelSpec
-from kdsearch.runs.config import RunConfig
+from kdsearch.runs.calibration import calibrate
+from kdsearch.runs.config import COMBINED, RunConfig
+from kdsearch.runs.gate import PROXIES, Gate, one_student
 from kdsearch.runs.jobs import SEARCH, Failure, Job, RungResult
-from kdsearch.runs.ledger import FINISHED, RUNG, Ledger
+from kdsearch.runs.ledger import FINISHED, KNOWN, PROPOSED, RECREATED, RUNG, Ledger
 from kdsearch.runs.sizes import Sizes
+from kdsearch.runs.warm_start import first
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 from kdsearch.search_space.validity import problem
@@ -74,7 +77,9 @@ class Driver:
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, FrozenTrial] = {}
         self._running: dict[str, int] = {}
-        self._scores: list[float] = []
+        first = config.fidelity.rungs[0].name
+        self.gate = Gate(config.proxies, first, ledger.primary, alone=not config.minimise)
+        self._scored = not one_student(space)
         self._last_rung = config.fidelity.rungs[-1].name
         self._began = time.monotonic()
         self._elapsed = float(ledger.study.user_attrs.get("elapsed", 0.0))
@@ -87,25 +92,36 @@ class Driver:
                 again = Recipe.from_dict(zombie.user_attrs["recipe"])
                 origin = zombie.user_attrs.get("origin", "search")
                 self._enqueue(dict(zombie.params), origin, retry_of=zombie.number, recipe=again)
-        if not self.ledger.trials():
+        if all(trial.state == TrialState.WAITING for trial in self.ledger.trials()):
             self._enqueue_known_good()
         for trial in self.ledger.trials():
             self._count(trial)
             if trial.state in FINISHED and "hash" in trial.user_attrs and "duplicate_of" not in trial.user_attrs:
                 self._known.setdefault(trial.user_attrs["hash"], trial)
-            score = trial.user_attrs.get(RUNG + "proxies", {}).get("score")
-            if score is not None and trial.state in FINISHED and "duplicate_of" not in trial.user_attrs:
-                self._scores.append(score)
+            self.gate.remember(trial)
+        for trial in self.ledger.inherited():
+            if trial.user_attrs[RECREATED] == KNOWN:
+                self._known.setdefault(trial.user_attrs["hash"], trial)
 
     def _enqueue_known_good(self) -> None:
-        """First the baselines, then published defaults, at most the configured share of the budget."""
+        """First the baselines, then what was best in an earlier run, then published defaults, at most the configured
+        share of the budget. What a dead process has enqueued already is not enqueued again.
+        """
+        waiting = [(t.user_attrs.get("origin"), t.system_attrs.get("fixed_params")) for t in self.ledger.trials()]
+
+        def enqueue(params: dict[str, Any], origin: str, **how: Any) -> None:
+            if (origin, params) not in waiting:
+                self._enqueue(params, origin, **how)
+
         base = self.space.default()
         for name, baseline in (("none", base.without_distillation()), ("kd", base.plain_kd())):
-            self._enqueue(self._params(baseline), f"baseline:{name}", recipe=baseline)
+            enqueue(self._params(baseline), f"baseline:{name}", recipe=baseline)
+        for recipe, source in first(self.ledger):
+            enqueue(self.space.params_of(recipe), "warm_start", recipe=recipe, source=source)
         trials = self.config.budget.trials or 100
         for recipe in self.space.published()[: int(self.config.searcher.published * trials)]:
             if recipe != base.plain_kd():
-                self._enqueue(self.space.params_of(recipe), "published")
+                enqueue(self.space.params_of(recipe), "published")
 
     def _params(self, recipe: Recipe) -> dict[str, Any]:
         """A baseline's decisions where it lies in the space; otherwise it is carried as a recipe alone."""
@@ -122,12 +138,15 @@ class Driver:
         retry_of: int | None = None,
         recipe: Recipe | None = None,
         attempt: int = 1,
+        source: dict[str, Any] | None = None,
     ) -> None:
         attributes: dict[str, Any] = {"origin": origin, "attempt": attempt, "in_space": bool(params)}
         if recipe is not None:
             attributes["recipe"] = recipe.to_dict()
         if retry_of is not None:
             attributes["retry_of"] = retry_of
+        if source is not None:
+            attributes["source"] = source
         self.ledger.study.enqueue_trial(params, user_attrs=attributes)
 
     @property
@@ -156,13 +175,13 @@ class Driver:
                 trial, origin=origin, recipe=recipe.to_dict(), hash=recipe.hash, equation=recipe.equation()
             )
             if self._settled(trial, recipe):
-                self._free += 1
+                self._free += origin == "search"  # what was enqueued says nothing about how much is left
                 continue
             self._trials[trial.number] = trial
             self._running[recipe.hash] = trial.number
             self.tally.running += 1
-            protected = origin != "search"
-            return Job(SEARCH, trial.number, recipe.to_dict(), self.config.seed, protected)
+            protected = origin not in PROPOSED
+            return Job(SEARCH, trial.number, recipe.to_dict(), self.config.seed, protected, self._scored)
         return None
 
     def _recipe(self, trial: Trial) -> Recipe:
@@ -196,8 +215,12 @@ class Driver:
             return str(failure)
 
     def _repeat(self, trial: Trial, known: FrozenTrial) -> None:
-        """A duplicate takes the known result."""
-        self.ledger.note(trial, free=True, duplicate_of=known.number)
+        """A duplicate takes the known result. One that an earlier run of the same world has found becomes this run's
+        own with the first proposal.
+        """
+        taken = RECREATED in known.user_attrs
+        where = {"taken_from": known.user_attrs["source"]} if taken else {"duplicate_of": known.number}
+        self.ledger.note(trial, free=True, **where)
         for key, value in known.user_attrs.items():
             if key.startswith(RUNG) or key in ("failure", "pruned_at"):
                 trial.set_user_attr(key, value)
@@ -208,6 +231,16 @@ class Driver:
             self.ledger.complete(trial, known.values)
         else:
             self.ledger.study.tell(trial, state=TrialState.PRUNED)
+        if taken:
+            own = self.ledger.study._storage.get_trial(trial._trial_id)
+            self._known[str(trial.user_attrs["hash"])] = own
+            self._count_taken(own)
+            self.gate.remember(own)
+
+    def _count_taken(self, trial: FrozenTrial) -> None:
+        """A result that cost nothing may be the best all the same."""
+        if trial.state == TrialState.COMPLETE and "taken_from" in trial.user_attrs:
+            self._score(trial.number, str(trial.user_attrs["origin"]), trial.values[0])
 
     def record(self, job: Job, result: RungResult) -> bool:
         """Keep a rung's result; True to go on with the next rung."""
@@ -220,10 +253,10 @@ class Driver:
         self.ledger.record(trial, result)
         found = f"{result.score:.4g}" if math.isfinite(result.score) else "passed"
         self.tally.last = f"trial {job.number} {result.name} {found} in {result.seconds:.1f} s"
+        if RUNG + result.name == self.gate.first:
+            self._learn(job, result)
         if not result.trained:
-            go_on = job.protected or result.name != "proxies" or not self._below_quantile(result.score)
-            if result.name == "proxies" and math.isfinite(result.score):
-                self._scores.append(result.score)
+            go_on = result.name != PROXIES or not self._stopped_by_proxies(job, trial, result) or job.protected
         elif result.name == self._last_rung:
             self._complete(job, trial, result)
             return False
@@ -242,6 +275,7 @@ class Driver:
         self.tally.complete += 1
         self._score(trial.number, str(trial.user_attrs.get("origin", "search")), result.score)
         self._forget(job)
+        self.tally.last = calibrate(self.ledger.study, self.config) or self.tally.last
         self._tell_elapsed()
 
     def finish(self, job: Job, failure: Failure) -> None:
@@ -277,18 +311,24 @@ class Driver:
             self._known.setdefault(name, frozen)
         self.changed(self.tally)
 
-    def _below_quantile(self, score: float) -> bool:
-        settings = self.config.proxies
-        if settings.prune_by is None or len(self._scores) < settings.minimum:
-            return False
-        if not math.isfinite(score):
-            return True
-        worse = sum(other < score for other in self._scores)
-        return worse < settings.quantile * len(self._scores) and score < max(self._scores)
+    def _stopped_by_proxies(self, job: Job, trial: Trial, result: RungResult) -> bool:
+        stops, said = self.gate.judge(result.metrics, result.score)
+        self.gate.see(job.recipe, result.metrics, result.score)
+        if said is not None:
+            self.ledger.note(trial, combined=said)
+        return stops
+
+    def _learn(self, job: Job, result: RungResult) -> None:
+        """The first trained rung is what the combiner of proxies learns from."""
+        self.gate.learn(job.recipe, result.score)
+        shown = self.gate.standing
+        if shown is not None:
+            self.ledger.study.set_user_attr(COMBINED, shown.to_dict())
 
     def _count(self, trial: FrozenTrial) -> None:
         if trial.user_attrs.get("free"):
             self.tally.free += 1
+            self._count_taken(trial)
             return
         if trial.state == TrialState.COMPLETE:
             self.tally.complete += 1

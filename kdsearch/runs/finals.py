@@ -182,7 +182,7 @@ class Finals:
             module = self.student(world, recipe, attributes[RUNG + "final"]["weights"])
             side = models.input_shape(recipe, world.data)[-1]
             network = models.network(module, world.data, world.settings, side=side)
-            tested[str(trial.number)] = evaluate(network, world.data.test)
+            tested[str(trial.number)] = evaluate(network, world.data.test, None, world.reference("test"))
         if len(tested) > before:
             times = int(self.ledger.study.user_attrs.get("test_seen", 0))
             self.ledger.study.set_user_attr("test", tested)

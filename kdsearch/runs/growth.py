@@ -40,7 +40,7 @@ def grow(
     Raises:
         TrialFailure: the family has no smaller student, or none that this one can grow from ("invalid").
     """
-    if recipe.transform.name != Net2Net.name or fidelity.keep < 1:
+    if recipe.transform.name != Net2Net.name or fidelity.thins:
         return Growth(fidelity)
     transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)
     assert isinstance(transform, Net2Net)

@@ -19,6 +19,7 @@ class Job:
         number: the trial's number in its study.
         seed: the run's seed for search jobs; for finalists the index k of the finalist seed.
         protected: a baseline or a published default: never rejected by its gradients.
+        scored: whether proxies have anything to tell apart; they do not in a space of one student.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Job:
     recipe: dict[str, Any]
     seed: int
     protected: bool = False
+    scored: bool = True
 
 
 @dataclass

@@ -16,17 +16,28 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kdsearch import searchers
 from kdsearch.errors import UserError
+from kdsearch.runs import pruning
 from kdsearch.runs.config import RunConfig, storage_url, without_password
+from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.jobs import Failure, RungResult
 from kdsearch.runs.metrics import DIRECTIONS, Direction
 
 RUNG = "rung:"
 T = TypeVar("T")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+PROPOSED = ("search", "warm_start")
+"""Origins of trials that may be stopped: what the searcher proposes, and what was best in an earlier run."""
+RECREATED = "recreated"
+"""Attribute of a trial that an earlier run has evaluated and not this one (`warm_start`): one of the next three."""
+KNOWN, COMPARABLE, SHIFTED = "known", "comparable", "other seed"
+"""This run would find the very same; the same as far as its rungs go; or its trials share another seed's luck."""
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str, *, read_only: bool = False) -> optuna.storages.BaseStorage:
     """An Optuna storage, opened here so that a damaged or unreachable one is one clear line.
+
+    Args:
+        read_only: an SQLite file is not written, and has to be there.
 
     Raises:
         UserError: the storage cannot be opened.
@@ -36,8 +47,11 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             path = Path(url.removeprefix("sqlite:///"))
             if path.exists() and path.stat().st_size and path.read_bytes()[:15] != b"SQLite format 3":
                 raise UserError(f"study: {str(path)!r} is damaged: it is not an SQLite file; restore it from a copy")
+            if read_only and not path.exists():
+                raise UserError(f"study: there is no file {str(path)!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            return optuna.storages.RDBStorage(url, engine_kwargs={"creator": partial(_connect, str(path))})
+            connect = partial(_look, str(path)) if read_only else partial(_connect, str(path))
+            return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connect})
         return optuna.storages.get_storage(url)
     except UserError:
         raise
@@ -52,6 +66,11 @@ def _connect(path: str) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     return connection
+
+
+def _look(path: str) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True, timeout=60)
 
 
 def quiet(function: Callable[..., T]) -> Callable[..., T]:
@@ -78,7 +97,9 @@ class Ledger:
         steps: Mapping[str, int],
         primary: Direction,
         minimise: Sequence[str] = (),
+        rungs: Sequence[Fidelity] = (),
     ) -> None:
+        self.rungs = {rung.name: rung for rung in rungs}
         self.study, self.metric, self.steps = study, metric, dict(steps)
         self.primary, self.minimise = primary, tuple(minimise)
 
@@ -93,10 +114,10 @@ class Ledger:
         primary = DIRECTIONS[config.metric]
         directions: list[Direction] = [primary]
         directions += ["minimize"] * len(config.minimise)
-        steps = {rung.name: config.pruner.reduction**k for k, rung in enumerate(config.fidelity.rungs)}
         study = _study(config, folder, config.study.name, directions, sampler)
-        study.pruner = pruner(config)
-        return Ledger(study, config.metric, steps, primary, config.minimise)
+        study.pruner = pruning.pruner(config)
+        rungs = [rung.fidelity() for rung in config.fidelity.rungs]
+        return Ledger(study, config.metric, pruning.steps(config), primary, config.minimise, rungs)
 
     def inform(self, config: RunConfig, knowledge: Mapping[str, Any]) -> None:
         """Give the searcher what it may know of the space, as far as it takes it: defaults and priors."""
@@ -113,7 +134,13 @@ class Ledger:
         return Ledger(study, config.metric, {}, primary)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states or None)
+        """The run's own trials. What it took over from an earlier run is `inherited`."""
+        found = self.study.get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in found if RECREATED not in trial.user_attrs]
+
+    def inherited(self) -> list[FrozenTrial]:
+        """Trials of an earlier run, re-created here for the searcher and the pruner."""
+        return [t for t in self.study.get_trials(deepcopy=False) if RECREATED in t.user_attrs]
 
     def note(self, trial: Trial, **attributes: Any) -> None:
         for key, value in attributes.items():
@@ -124,9 +151,13 @@ class Ledger:
         it.
         """
         data = {key: value for key, value in asdict(result).items() if key != "name"}
+        rung, judged = self.rungs.get(result.name), result.score
+        if rung is not None and rung.judge != "metric":
+            judged = rung.judged(result.score, result.metrics, maximise=self.primary == "maximize")
+            data["judged"] = judged
         trial.set_user_attr(RUNG + result.name, _plain(data))
         if result.trained and result.name in self.steps and len(self.study.directions) == 1:
-            trial.report(result.score, self.steps[result.name])
+            trial.report(judged, self.steps[result.name])
 
     def prunes(self, trial: Trial, result: RungResult) -> bool:
         """Whether the study's pruner stops a trial after this rung.
@@ -137,13 +168,16 @@ class Ledger:
         if len(self.study.directions) == 1:
             return bool(trial.should_prune())
         mirror = quiet(optuna.create_study)(direction=self.primary)
+        if (verdicts := self.study.user_attrs.get(pruning.CALIBRATION)) is not None:
+            mirror.set_user_attr(pruning.CALIBRATION, verdicts)
         steps = self.steps
         running, own = 0, self._costs(result.size)
-        for other in self.trials():
+        for other in (*self.inherited(), *self.trials()):
             mine = other.number == trial.number
-            if not mine and ("duplicate_of" in other.user_attrs or not self._comparable(other, own)):
+            again = {"duplicate_of", "taken_from"} & set(other.user_attrs) or other.user_attrs.get(RECREATED) == SHIFTED
+            if not mine and (again or not self._comparable(other, own)):
                 continue
-            values = {steps[n]: other.user_attrs[RUNG + n]["score"] for n in steps if RUNG + n in other.user_attrs}
+            values = {steps[n]: judged(other, n) for n in steps if RUNG + n in other.user_attrs}
             value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
             state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
             if mine:
@@ -152,7 +186,7 @@ class Ledger:
                 continue
             # Successive halving compares what it has noted of each trial, not the reported values: of the trial itself
             # what lies below this rung, of trials that are never stopped nothing.
-            free = str(other.user_attrs.get("origin", "search")) != "search"
+            free = not stoppable(other)
             noted = {
                 f"completed_rung_{k}": values[step]
                 for k, (name, step) in enumerate(steps.items())
@@ -204,6 +238,19 @@ class Ledger:
         return a > b if self.primary == "maximize" else a < b
 
 
+def judged(trial: FrozenTrial, rung: str) -> Any:
+    """What a rung that the trial has passed told of it: its score, or what the rung is judged by instead."""
+    found = trial.user_attrs[RUNG + rung]
+    return found.get("judged", found["score"])
+
+
+def stoppable(trial: FrozenTrial) -> bool:
+    """Whether a pruner decided about a trial, here or in the run that it is from."""
+    attributes = trial.user_attrs
+    own = attributes.get("origin", "search")
+    return str(attributes["source"]["origin"] if RECREATED in attributes else own) in PROPOSED
+
+
 def _study(
     config: RunConfig, folder: Path, name: str, directions: list[Direction], sampler: optuna.samplers.BaseSampler
 ) -> optuna.Study:
@@ -223,15 +270,6 @@ def _study(
             f"study.name: {name!r} exists with other objectives ({', '.join(existing)}); choose another name"
         )
     return study
-
-
-def pruner(config: RunConfig) -> optuna.pruners.BasePruner:
-    """The pruner by its name in the config."""
-    if config.pruner.name == "asha":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=config.pruner.reduction)
-    if config.pruner.name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=config.pruner.startup)
-    return optuna.pruners.NopPruner()
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from kdsearch.errors import TrialFailure, UserError
 from kdsearch.kd_methods import METHODS
 from kdsearch.runs.data import Data
+from kdsearch.runs.fidelity import Keep
 from kdsearch.runs.network import Network
 from kdsearch.runs.settings import Settings
 from kdsearch.runs.thinning import thin
@@ -88,7 +89,7 @@ def build(
         raise TrialFailure("invalid", f"student {student.name}: {str(error).splitlines()[0]}") from None
 
 
-def thinned(recipe: Recipe, data: Data, keep: float, seed: int) -> tuple[nn.Module, str]:
+def thinned(recipe: Recipe, data: Data, keep: Keep, seed: int) -> tuple[nn.Module, str]:
     """The student under a random structured mask that leaves `keep` of its channels, and a note on how."""
     family = STUDENTS[recipe.student.name](**recipe.student.hyper)
     transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)

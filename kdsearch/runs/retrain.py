@@ -87,7 +87,7 @@ def distill(
     except TrialFailure as error:
         raise UserError(f"the recipe fails ({error.reason}): {error}") from None
     trained = done.trained
-    test = evaluate(trained.network, loaded.test)
+    test = evaluate(trained.network, loaded.test, None, world.reference("test"))
     return Student(trained.module, recipe, trained.metrics, test, done.seconds, done.notes, trained.metadata)
 
 

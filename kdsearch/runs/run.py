@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import OperationalError
 from torch import nn
 
-from kdsearch.errors import UserError
-from kdsearch.runs import assemble, teacher
+from kdsearch.errors import TrialFailure, UserError
+from kdsearch.kd_methods import ModelSpec
+from kdsearch.runs import assemble, teacher, warm_start
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.data import Data
 from kdsearch.runs.driver import Driver, Tally
@@ -27,13 +28,17 @@ from kdsearch.runs.finals import Finals, Standing
 from kdsearch.runs.fitting import Fitting, fitting
 from kdsearch.runs.folder import RunFolder
 from kdsearch.runs.front import front
+from kdsearch.runs.identity import identity
 from kdsearch.runs.ledger import Ledger
+from kdsearch.runs.past import WORLD, Past
 from kdsearch.runs.progress import Progress
 from kdsearch.runs.settings import pick_device
+from kdsearch.runs.sizes import Sizes
 from kdsearch.runs.trial import Runner
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
+from kdsearch.search_space.validity import problem
 
 
 class Run:
@@ -61,7 +66,8 @@ class Run:
 
     def _inform(self, ledger: Ledger) -> None:
         space = self._space(ledger)
-        ledger.inform(self.config, {"defaults": assemble.defaults(space), "priors": assemble.priors(space)})
+        known = {"defaults": assemble.defaults(space), "priors": dict[str, Any](assemble.priors(space))}
+        ledger.inform(self.config, warm_start.informed(ledger, known))
 
     @cached_property
     def finals_ledger(self) -> Ledger:
@@ -126,7 +132,7 @@ class Run:
         try:
             return self._execute(progress or Progress(), teacher_module, data, stop)
         except UserError:
-            if self._new and not self.search_ledger.trials():
+            if self._new and not self.search_ledger.trials() and not self.search_ledger.inherited():
                 self.place.abandon()
             raise
         except (OperationalError, StorageInternalError) as error:
@@ -141,6 +147,7 @@ class Run:
     ) -> Run:
         phases: dict[str, float] = dict(self.search_ledger.study.user_attrs.get("phases", {}))
         clock = _Clock(phases)
+        past = warm_start.source(self.config, self.search_ledger, self.path)
         say.phase("data and teacher")
         with clock("teacher"):
             here = self._world(say, teacher_module, data)
@@ -162,7 +169,7 @@ class Run:
         try:
             say.phase("search")
             with clock("search"):
-                self._search(engine, here, say, stop)
+                self._search(engine, here, say, stop, past)
             self._warn_weak_teacher(here, say)
             if not stop():
                 say.phase("finals")
@@ -208,16 +215,26 @@ class Run:
         if known is not None:
             say.line(known.describe())
 
-    def _search(self, engine: Engine, here: World, say: Progress, stop: Callable[[], bool]) -> None:
+    def _search(self, engine: Engine, here: World, say: Progress, stop: Callable[[], bool], past: Past | None) -> None:
         assert here.teacher is not None
         found = self._fitting(self.search_ledger)
+        space = assemble.space(self.space, here.teacher.spec, here.data.classes, partly=here.data.partly)
+        sizes = assemble.sizes(self.config, here.data, here.teacher.spec, here.cache)
+        made_of = identity(here, (rung.fidelity() for rung in self.config.fidelity.rungs))
+        if WORLD not in self.study.user_attrs or not self.search_ledger.trials():
+            self.study.set_user_attr(WORLD, made_of)
+        if past is not None:
+            teaches, classes = here.teacher.spec, here.data.classes
+            fits = partial(_unfit, teacher=teaches, classes=classes, sizes=sizes)
+            say.line(warm_start.begin(self.config, self.search_ledger, space, past, made_of, fits))
+            self._inform(self.search_ledger)
         driver = Driver(
             self.config,
-            assemble.space(self.space, here.teacher.spec, here.data.classes, partly=here.data.partly),
+            space,
             self.search_ledger,
             here.teacher.spec,
             here.data.classes,
-            sizes=assemble.sizes(self.config, here.data, here.teacher.spec, here.cache),
+            sizes=sizes,
             share=found.share if found is not None else 1.0,
             stop=stop,
         )
@@ -273,7 +290,7 @@ class Run:
             key = "free" if trial.user_attrs.get("free") else trial.state.name.lower()
             states[key] = states.get(key, 0) + 1
         best = self.best
-        return {
+        state: dict[str, Any] = {
             "run": str(self.path),
             "trials": states,
             "budget": self.config.budget.trials,
@@ -283,6 +300,15 @@ class Run:
             "finals": len(self.finals_ledger.trials()),
             "report": str(self.place.report) if self.place.report.exists() else None,
         }
+        return state | warm_start.state(ledger)
+
+
+def _unfit(recipe: Recipe, teacher: ModelSpec, classes: int, sizes: Sizes) -> str | None:
+    """Why a recipe cannot be trained in this run; None where it can."""
+    try:
+        return problem(recipe, teacher, classes) or sizes.over(recipe)
+    except TrialFailure as failure:
+        return str(failure)
 
 
 class _Clock:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdsearch.errors import TrialFailure, UserError
 from kdsearch.runs import assemble
 from kdsearch.runs.config import RunConfig
@@ -15,25 +13,10 @@ from kdsearch.runs.jobs import Ladder
 from kdsearch.runs.settings import pick_device
 from kdsearch.runs.teacher import untrained
 from kdsearch.runs.trial import Runner
+from kdsearch.runs.truth import parse_student
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
-
-
-def parse_student(text: str) -> dict[str, Any]:
-    """`resnet:depth=20,width=1` as a student's mapping.
-
-    Raises:
-        UserError: not of that form.
-    """
-    family, _, rest = text.partition(":")
-    out: dict[str, Any] = {"family": family}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"--student {text!r}: write FAMILY:KEY=VALUE,KEY=VALUE")
-        out[key] = yaml.safe_load(value)
-    return out
 
 
 def scores(config: RunConfig, students: Sequence[str]) -> list[dict[str, Any]]:

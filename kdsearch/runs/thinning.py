@@ -7,12 +7,15 @@ built network.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from kdsearch.kd_methods.dry_run import evaluating
 from kdsearch.kd_methods.probe import probe
+from kdsearch.runs.fidelity import Keep
 from kdsearch.search_space.students.family import StudentFamily
 from kdsearch.search_space.students.measure import macs
 from kdsearch.search_space.students.transforms import StudentTransform
@@ -28,12 +32,26 @@ from kdsearch.search_space.students.transforms import StudentTransform
 InputShape = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class Thinned:
+    """How a student is thinned: by another constructor call, or as a cut network to copy; and why not, where not."""
+
+    narrow: StudentFamily | None
+    model: nn.Module | None
+    note: str = ""
+
+
+HELD = 1 << 26
+"""Weights of all cut students together that are kept for the trials to come."""
+_known: OrderedDict[Hashable, Thinned] = OrderedDict()
+
+
 def thin(
     family: StudentFamily,
     transform: StudentTransform,
     input_shape: InputShape,
     classes: int,
-    keep: float,
+    keep: Keep,
     seed: int,
     *,
     branches: frozenset[str] = frozenset(),
@@ -43,41 +61,80 @@ def thin(
 
     The weights and the choice of channels are functions of `seed`; the global random state is left as it was. The
     classifier keeps its classes. A thinned student has run once and costs fewer multiply-accumulates than the full one.
+    Trials of a search share students and seed, so that what has been found out about one is kept: to cut a large
+    network, or to find that it cannot be cut, takes longer than a short trial.
 
     Args:
-        keep: share of the channels, in (0, 1].
-        time_limit: seconds after which cutting channels out of a built network is given up.
+        keep: share of the channels, in (0, 1]; several are spread evenly over the stages, in order.
+        time_limit: processor seconds after which cutting channels out of a built network is given up.
 
     Raises:
         ValueError: `keep` outside (0, 1], or a student that cannot be built at all.
     """
-    if not 0 < keep <= 1:
+    shares = keep if isinstance(keep, tuple) else (keep,)
+    if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"keep must lie in (0, 1], not {keep!r}")
+    if len(set(shares)) == 1:
+        keep = shares[0]
 
     def build(of: StudentFamily) -> nn.Module:
         with _seeded(seed):
             return transform.apply(of.build(input_shape, classes, branches=branches))
 
-    full = build(family)
     if keep == 1:
-        return full, ""
-    limit = macs(full, input_shape)
-    narrow = family.thinned(keep)
+        return build(family), ""
+    key = (
+        *(type(family), tuple(family.hyper.items()), type(transform), tuple(transform.hyper.items())),
+        *(input_shape, classes, keep, seed, branches, time_limit),
+    )
+    if key not in _known:
+        _keep(key, _thinned(family, build, input_shape, classes, keep, seed, time_limit))
+    _known.move_to_end(key)
+    found = _known[key]
+    if found.model is not None:
+        return copy.deepcopy(found.model), ""
+    return build(found.narrow or family), found.note
+
+
+def _keep(key: Hashable, found: Thinned) -> None:
+    """Remember it, and forget what was used longest ago where that makes too many weights."""
+    _known[key] = found
+    for old in list(_known)[:-1]:
+        models = (known.model for known in _known.values() if known.model is not None)
+        if sum(p.numel() for model in models for p in model.parameters()) <= HELD:
+            return
+        del _known[old]
+
+
+def _thinned(
+    family: StudentFamily,
+    build: Callable[[StudentFamily], nn.Module],
+    input_shape: InputShape,
+    classes: int,
+    keep: Keep,
+    seed: int,
+    time_limit: float,
+) -> Thinned:
+    limit = macs(build(family), input_shape)
+    # A constructor knows one width; what each stage keeps is cut out.
+    narrow = None if isinstance(keep, tuple) else family.thinned(keep)
     if narrow is not None:
         with suppress(ValueError):  # the transform may not divide the fewer channels
-            return _checked(build(narrow), input_shape, classes, limit), ""
+            _check(build(narrow), input_shape, classes, limit)
+            return Thinned(narrow, None)
     try:
         model = _cut(build(family), input_shape, keep, seed, time_limit)
-        return _checked(model, input_shape, classes, limit), ""
+        _check(model, input_shape, classes, limit)
+        return Thinned(None, model)
     except TimeoutError:
         reason = f"cutting out its channels took more than {time_limit:g} s"
     except Exception as error:  # whatever a foreign network makes of being cut, the full one still works
         reason = (str(error) or type(error).__name__).splitlines()[0]
-    return full, f"student {family.name} was not thinned: {reason}"
+    return Thinned(None, None, f"student {family.name} was not thinned: {reason}")
 
 
-def _checked(model: nn.Module, input_shape: InputShape, classes: int, limit: int) -> nn.Module:
-    """The model itself, after one run.
+def _check(model: nn.Module, input_shape: InputShape, classes: int, limit: int) -> None:
+    """Run it once.
 
     Raises:
         ValueError: it lost a class, or costs no less than `limit` multiply-accumulates.
@@ -87,11 +144,12 @@ def _checked(model: nn.Module, input_shape: InputShape, classes: int, limit: int
         raise ValueError(f"{left} of {classes} classes are left")
     if macs(model, input_shape) >= limit:
         raise ValueError("it does not become cheaper")
-    return model
 
 
-def _cut(model: nn.Module, input_shape: InputShape, keep: float, seed: int, time_limit: float) -> nn.Module:
+def _cut(model: nn.Module, input_shape: InputShape, keep: Keep, seed: int, time_limit: float) -> nn.Module:
     """`model` without a random 1 - keep of the channels of every layer but the classifier.
+
+    Layers whose channels are tied, by a residual sum say, lose the same ones: as many as the first of them says.
 
     Raises:
         TimeoutError: not done in time.
@@ -115,7 +173,8 @@ def _cut(model: nn.Module, input_shape: InputShape, keep: float, seed: int, time
             model,
             torch.zeros(1, *input_shape),
             importance=importance,
-            pruning_ratio=1 - keep,
+            pruning_ratio=1 - (keep[0] if isinstance(keep, tuple) else keep),
+            pruning_ratio_dict=_ratios(model, input_shape, keep) if isinstance(keep, tuple) else {},
             ignored_layers=_classifiers(model, input_shape),
             num_heads={part.qkv: part.num_heads for part in attention},
             # The library's own defaults are dictionaries that it fills and shares between calls.
@@ -130,6 +189,22 @@ def _cut(model: nn.Module, input_shape: InputShape, keep: float, seed: int, time
         part.attn_dim = part.head_dim * part.num_heads
         part.scale = part.head_dim**-0.5
     return model
+
+
+def _ratios(model: nn.Module, input_shape: InputShape, keep: tuple[float, ...]) -> dict[Any, float]:
+    """The share that is cut out of each layer: a layer belongs to the first stage that does not end before it."""
+    paths = [stage.path for stage in probe(model, input_shape).stages]
+    ratios: dict[Any, float] = {}
+    k, entered = 0, False
+    for path, module in model.named_modules():
+        inside = path == paths[k] or path.startswith(paths[k] + ".")
+        if entered and not inside and k + 1 < len(paths):
+            k += 1
+            inside = path == paths[k] or path.startswith(paths[k] + ".")
+        entered = inside
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            ratios[module] = 1 - keep[k * len(keep) // len(paths)]
+    return ratios
 
 
 def _classifiers(model: nn.Module, input_shape: InputShape) -> list[nn.Module]:
@@ -150,16 +225,16 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[Callable[[], None]]:
-    """Raises TimeoutError in this thread once the time is over, at a function call of whatever code is running.
+    """Raises TimeoutError in this thread once its processor time is over, at a function call of whatever code runs.
 
     Foreign code offers no other place to stop it. Gives a function that checks the time as well, for where an exception
     raised so is swallowed (by a generator that is being closed, say), since that ends the watch.
     """
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds
     before = sys.getprofile()
 
     def check() -> None:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise TimeoutError(f"not done within {seconds:g} s")
 
     def watch(frame: FrameType, event: str, argument: object) -> None:

@@ -60,6 +60,7 @@ class Training:
         plan: the strategy's, with everything that it wants beforehand in place.
         learners: the student first, then its peers.
         fixed: the frozen teachers by supplier name.
+        ids: the samples to learn from, sorted; without them the fidelity's share, class-balanced.
         pivot: the teacher that learns too, where the plan has one.
         members: networks that the strategy combines with the student in what is evaluated and handed out.
         rate: factor on the student's learning rate throughout.
@@ -76,6 +77,7 @@ class Training:
         learners: list[Learner],
         fixed: dict[str, FixedTeacher],
         *,
+        ids: Tensor | None = None,
         pivot: Pivot | None = None,
         members: Sequence[nn.Module] = (),
         rate: float = 1.0,
@@ -83,6 +85,7 @@ class Training:
         progress: Callable[[int, int, float], None] | None = None,
         metric: str = "accuracy",
         teacher_logits: Tensor | None = None,
+        teacher_embeddings: Tensor | None = None,
     ) -> None:
         self.recipe, self.data, self.settings, self.seeds = recipe, data, settings, seeds
         self.plan, self.learners, self.fixed, self.members = plan, learners, fixed, members
@@ -90,13 +93,14 @@ class Training:
         self.transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)
         self.state_file, self.progress, self.metric = state_file, progress, metric
         self.teacher_logits = teacher_logits  # of the validation split: what the student is compared with at its end
+        self.teacher_embeddings = teacher_embeddings  # the same, where the metric asks for it throughout
         self.student = learners[0]
         self.device = data.device
         self.objective = self.student.objective
         self.asking = self.objective.methods  # whose extra views and samples are shown
         self.stages = self.objective.stages()
         self.epochs = max(round(settings.epochs * fidelity.epochs), len(self.stages))
-        self.ids = data.subset(fidelity.data, seeds.order)
+        self.ids = data.subset(fidelity.data, seeds.order) if ids is None else ids
         self.curriculum, self.views = curriculum.begin(
             self.objective.data_method, data, self.ids, seeds, epochs=self.epochs, views=settings.views
         )
@@ -160,7 +164,7 @@ class Training:
                 if watched or self.done % every == 0 or self.done == self.epochs:
                     compared = self.teacher_logits if self.done == self.epochs else None
                     self.classroom.measured()
-                    metrics = evaluate(self.kept, self.data.validation, compared)
+                    metrics = evaluate(self.kept, self.data.validation, compared, self.teacher_embeddings)
                     self.curve.append((self.done, metrics[self.metric]))
                     if watched:
                         self._remember(self.curve[-1][1])
@@ -172,7 +176,8 @@ class Training:
                     saved = now
             first += epochs
         self.classroom.measured()
-        metrics = metrics or evaluate(self.kept, self.data.validation, self.teacher_logits)
+        if not metrics:
+            metrics = evaluate(self.kept, self.data.validation, self.teacher_logits, self.teacher_embeddings)
         seconds = self.spent + time.perf_counter() - began
         if self.state_file is not None:
             self.state_file.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class Runner:
             began = time.perf_counter()
             examine(recipe, self.world, seeds, *self.ladder.rejection)
             yield RungResult("rejection", math.nan, time.perf_counter() - began, trained=False)
-        if self.ladder.proxies:
+        if self.ladder.proxies and job.scored:
             yield self._proxies(recipe, job.seed)
         for rung in self.ladder.rungs:
             checkpoint = self.folder / "work" / f"{job.number}-{rung.name}.pt"

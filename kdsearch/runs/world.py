@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdsearch.errors import UserError
 from kdsearch.kd_methods import DataSpec, ModelSpec
 from kdsearch.kd_methods.strategy import TEACHER
 from kdsearch.runs.data import Data
-from kdsearch.runs.metrics import predict
+from kdsearch.runs.metrics import COMPARING, predict, represent
 from kdsearch.runs.network import Network
 from kdsearch.runs.settings import Settings
 
@@ -27,12 +28,19 @@ class TeacherModel:
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     predictions: Tensor | None = None
+    representations: dict[str, Tensor] = field(default_factory=dict)
 
     def validation(self, data: Data) -> Tensor | None:
         """Its logits [N, C] on the validation split, predicted once; None where it knows other classes."""
         if self.predictions is None and self.spec.classes == data.classes:
             self.predictions = predict(self.network, data.validation)
         return self.predictions
+
+    def embeddings(self, data: Data, split: str = "validation") -> Tensor:
+        """Its embeddings [N, D] of the validation or test split, computed once."""
+        if split not in self.representations:
+            self.representations[split] = represent(self.network, getattr(data, split))[1]
+        return self.representations[split]
 
 
 @dataclass
@@ -52,6 +60,22 @@ class World:
     seed: int = 0
     assistants: dict[str, TeacherModel] = field(default_factory=dict)
     others: dict[str, TeacherModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the metric compares embeddings and the teacher has none."""
+        if self.metric in COMPARING and self.teacher is not None and self.teacher.spec.embedding is None:
+            raise UserError(f"metric: {self.metric} compares embeddings, and teacher {self.teacher.name} has none")
+
+    @property
+    def judge(self) -> str:
+        """The metric that trainings here are watched by: nll where the run's compares with a teacher and none is."""
+        return "nll" if self.metric in COMPARING and self.teacher is None else self.metric
+
+    def reference(self, split: str = "validation") -> Tensor | None:
+        """The teacher's embeddings [N, D] of a split where the metric compares with them; None elsewhere."""
+        if self.metric not in COMPARING or self.teacher is None:
+            return None
+        return self.teacher.embeddings(self.data, split)
 
     @property
     def teachers(self) -> dict[str, TeacherModel]:

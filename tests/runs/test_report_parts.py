@@ -166,7 +166,7 @@ def test_the_student_of_an_earlier_winner_is_called_that(tmp_path: Path) -> None
 
 
 def test_tau_is_scipys_on_known_rows(tmp_path: Path) -> None:
-    run = empty(tmp_path / "run")
+    run = empty(tmp_path / "run", proxies={"prune_by": "diswot"})
     sparse, full = [0.1, 0.4, 0.2, 0.5, 0.5, 0.3, 0.9], [0.2, 0.5, 0.1, 0.7, 0.6, 0.3, 0.8]
     proxy = [5.0, 1.0, 4.0, 2.0, 2.5, 3.0, 0.5]
     for a, b, c in zip(sparse, full, proxy, strict=True):

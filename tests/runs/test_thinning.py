@@ -135,6 +135,29 @@ def test_nothing_is_left_out_at_one() -> None:
     assert measure.parameters(model) == measure.parameters(full(students.create("cnn")))
 
 
+@pytest.mark.parametrize("name", ["cnn", "resnet", "wrn", "vit"])
+def test_every_stage_keeps_its_own_share(name: str) -> None:
+    family = students.create(name)
+    model: Any
+    model, note = thin(family, NONE, CIFAR, 10, (1.0, 0.5, 0.25), 0)
+    assert note == ""
+    share = measure.macs(model, CIFAR) / measure.macs(full(family), CIFAR)
+    assert 0.1 < share < 0.8
+    if name == "cnn":
+        assert [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] == [16, 16, 16]
+    if name == "resnet":
+        assert [stage[-1].conv2.out_channels for stage in (model.stage1, model.stage2, model.stage3)] == [16, 16, 16]
+
+
+def test_a_cut_student_is_cut_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = students.create("cnn", channels=6), students.create("cnn", channels=6)
+    made: Any = thin(first, NONE, CIFAR, 10, (1.0, 0.5), 3)[0]
+    monkeypatch.setattr("kdsearch.runs.thinning._cut", lambda *args: pytest.fail("it was cut again"))
+    again: Any = thin(second, NONE, CIFAR, 10, (1.0, 0.5), 3)[0]
+    pairs = list(zip(made.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
 def test_the_time_limit_holds() -> None:
     family = students.create("timm", model="resnet50")
     model: Any
@@ -158,7 +181,7 @@ def test_any_network_is_cut_where_its_constructor_knows_no_width() -> None:
     assert model[-1].out_features == 10
 
 
-@pytest.mark.parametrize("keep", [0.0, -1.0, 1.5])
-def test_shares_that_make_no_sense(keep: float) -> None:
+@pytest.mark.parametrize("keep", [0.0, -1.0, 1.5, (), (1.0, 0.0)])
+def test_shares_that_make_no_sense(keep: Any) -> None:
     with pytest.raises(ValueError, match=r"keep must lie in \(0, 1\]"):
         thin(students.create("cnn"), NONE, CIFAR, 10, keep, 0)

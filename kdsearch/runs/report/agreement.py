@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from kdsearch.runs.ledger import RUNG
+from kdsearch.runs.config import COMBINED
+from kdsearch.runs.ledger import RUNG, judged
+from kdsearch.runs.pruning import CALIBRATION
 from kdsearch.runs.report.outcomes import PROXIES, rung_score
 
 if TYPE_CHECKING:
@@ -60,12 +62,20 @@ def agreements(run: Run) -> list[Agreement]:
     sign = 1 if run.search_ledger.primary == "maximize" else -1
     first = {t.number: s for t in trials if (s := rung_score(t, names[0])) is not None}
     found = [_compare(proxy, names[0], scores, first, sign) for proxy, scores in _proxies(trials).items()]
-    columns = [(name, {t.number: s for t in trials if (s := rung_score(t, name)) is not None}) for name in names]
+    columns = [(name, _judged(trials, name)) for name in names]
     columns.append(("finals", _finals(run, trials)))
     for (lower, below), (upper, above) in pairwise(columns):
         found.append(_compare(lower, upper, below, above, 1))
-    pruning = run.config.proxies.prune_by
-    return [pair if pair.lower in (*names, pruning) else replace(pair, stops=False) for pair in found]
+    verdicts = run.search_ledger.study.user_attrs.get(CALIBRATION, ())
+    silent = {verdict["rung"] for verdict in verdicts if not verdict["stops"]}
+    may = {*names, run.config.proxies.prune_by} - silent
+    return [pair if pair.lower in may else replace(pair, stops=False) for pair in found]
+
+
+def _judged(trials: list[FrozenTrial], name: str) -> dict[int, float]:
+    """What a rung was judged by: its score, or what the config names instead."""
+    passed = [t for t in trials if RUNG + name in t.user_attrs]
+    return {t.number: float(value) for t in passed if (value := judged(t, name)) is not None}
 
 
 def _proxies(trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
@@ -74,7 +84,28 @@ def _proxies(trials: list[FrozenTrial]) -> dict[str, dict[int, float]]:
         for proxy, score in trial.user_attrs.get(RUNG + PROXIES, {}).get("metrics", {}).items():
             if score is not None:
                 found.setdefault(proxy, {})[trial.number] = score
+        # What the combiner said before the trial was trained, of students that were known by then.
+        if COMBINED in trial.user_attrs:
+            found.setdefault(COMBINED, {})[trial.number] = trial.user_attrs[COMBINED]["prediction"]
     return dict(sorted(found.items()))
+
+
+def combiner(run: Run) -> str | None:
+    """What the combiner of proxies has shown by cross-validation, in a sentence; None where the run has none."""
+    found = run.study.user_attrs.get(COMBINED)
+    if found is None:
+        return None
+    lower, bar = (tau_text(found[key]) for key in ("lower", "bar"))
+    stopped = sum(t.user_attrs.get(COMBINED, {}).get("stops", False) for t in run.search_ledger.trials())
+    shown = f"Proxies combined: cross-validated Kendall's τ {tau_text(found['tau'])} on {found['n']} students"
+    beside = f"at least {lower} with 95 % confidence, the parameter count has {bar}"
+    if found["earned"]:
+        verdict = f"it has earned to prune, and {stopped} proposals were predicted too low"
+    else:
+        verdict = "it has not earned to prune"
+        verdict += f"; {stopped} proposals were stopped while it had" if stopped else ", and prunes nothing"
+    of = f" It reads {', '.join(found['of'])}." if found["of"] else ""
+    return f"{shown} ({beside}): {verdict}.{of}"
 
 
 def _finals(run: Run, trials: list[FrozenTrial]) -> dict[int, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
-from kdsearch.runs.ledger import RUNG
+from kdsearch.runs.ledger import PROPOSED, RUNG
 from kdsearch.runs.report.outcomes import FINAL, PROXIES
 
 if TYPE_CHECKING:
@@ -40,15 +40,18 @@ class Rung:
 
 
 def rungs(run: Run) -> list[Rung]:
-    """The ladder from validity to the finals. Duplicates cost nothing and are left out; baselines are in."""
-    trials = [t for t in run.search_ledger.trials() if "duplicate_of" not in t.user_attrs and "hash" in t.user_attrs]
+    """The ladder from validity to the finals. Duplicates and what an earlier run has trained cost nothing and are left
+    out; baselines are in.
+    """
+    free = {"duplicate_of", "taken_from"}
+    trials = [t for t in run.search_ledger.trials() if not free & set(t.user_attrs) and "hash" in t.user_attrs]
     names = [rung.name for rung in run.config.fidelity.rungs]
     if any(RUNG + PROXIES in t.user_attrs for t in trials):
         names.insert(0, PROXIES)
     invalid = _reason("invalid")
     table = [Rung(VALIDITY, None, entered=len(trials), stopped=sum(map(invalid, trials)))]
     valid = [t for t in trials if not invalid(t)]
-    taught = [t for t in valid if t.user_attrs.get("origin", "search") == "search"]
+    taught = [t for t in valid if t.user_attrs.get("origin", "search") in PROPOSED]
     spent = [t.user_attrs[RUNG + "rejection"]["seconds"] for t in taught if RUNG + "rejection" in t.user_attrs]
     rejected = sum(map(_reason("rejected"), taught))
     table.append(Rung(REJECTION, sum(spent) if spent else None, entered=len(taught), stopped=rejected))

@@ -57,6 +57,7 @@ def page(run: Run) -> str:
         "ladder": ladder.rungs(run),
         "agreements": (pairs := agreement.agreements(run)),
         "poor": agreement.warnings(pairs),
+        "combiner": agreement.combiner(run),
         "notes": found[:SHOWN_NOTES],
         "more_notes": len(found) - SHOWN_NOTES,
         "failures": failures(run),
