@@ -209,12 +209,14 @@ class Table:
 
     @cached_property
     def worst(self) -> float:
-        return min(self.truth.values()) if self.maximise else max(self.truth.values())
+        """The edge of the worst hundredth: diverging recipes may lie any distance beyond it."""
+        return float(np.quantile(list(self.truth.values()), 0.01 if self.maximise else 0.99))
 
     def regret(self, name: str) -> float:
-        """How far the recipe of this hash lies behind the best; a failing one as far as the worst."""
+        """How far the recipe of this hash lies behind the best, at most as far as `worst`; failing ones lie there."""
         value = self.truth.get(name, self.worst)
-        return self.best - value if self.maximise else value - self.best
+        found = (value, self.worst) if self.maximise else (-value, -self.worst)
+        return (self.best if self.maximise else -self.best) - max(found)
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of a hash."""
