@@ -20,6 +20,7 @@ BAR = "params"
 """The proxy that every other has to beat."""
 ENOUGH = 10  # networks, below which nothing is earned
 THRESHOLD = 0.3  # what the lower confidence bound of the cross-validated tau has to reach
+CONFIDENCE = 0.99  # of that bound: a search looks at it after every trial, and one lucky look is enough
 FOLDS = 8
 GAIN = 0.02  # a further proxy has to lower the leave-one-out error by this share
 MOST = 5  # proxies of one regression
@@ -111,7 +112,7 @@ class Standing:
 
     Attributes:
         tau, rho: agreement of predictions with the networks' scores, each network predicted without itself.
-        lower: one-sided 95 % lower confidence bound of tau.
+        lower: one-sided 99 % lower confidence bound of tau.
         bar: tau of the parameter count on the same networks.
         n: networks.
         of: the proxies that a combiner of all networks holds, those in most of its regressions first.
@@ -157,7 +158,7 @@ def standing(
     """
     y = np.asarray(target, dtype=np.float64)
     predicted = cross_validated(rows, y)
-    tau, lower = kendall(predicted, y), lower_bound(predicted, y)
+    tau, lower = kendall(predicted, y), lower_bound(predicted, y, confidence=CONFIDENCE)
     bar = kendall(worst_where_missing([row.get(BAR) for row in rows]), y)
     beats = not math.isfinite(bar) or tau > bar
     earned = len(y) >= minimum and math.isfinite(lower) and lower >= threshold and beats

@@ -134,7 +134,7 @@ class ProxyConfig(Section):
     """Training-free scores; `prune_by` prunes what ranks below `quantile` of at least `minimum` students seen.
 
     `combined` learns from the students that have been trained which proxies tell their scores. It prunes only while its
-    cross-validated Kendall's tau has a lower 95 % confidence bound of at least `threshold` and is above the parameter
+    cross-validated Kendall's tau has a lower 99 % confidence bound of at least `threshold` and is above the parameter
     count's. It reads the parameter count whether `names` holds it or not.
     """
 

@@ -113,10 +113,14 @@ class Runner:
                 module = models.student(recipe, data).to(data.device)
             images = F.interpolate(images, size=models.input_shape(recipe, data)[1:], mode="bilinear", antialias=True)
             normal = (images - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
-            self._scores[key] = {
-                name: proxy_room.create(name).score(module, teacher, normal, target, seed=seed)
-                for name in self.ladder.proxies
-            }
+
+            def score(name: str) -> float:
+                try:
+                    return proxy_room.create(name).score(module, teacher, normal, target, seed=seed)
+                except ValueError:  # not defined for such a student: as bad as not finite, and no reason to fail
+                    return -math.inf
+
+            self._scores[key] = {name: score(name) for name in self.ladder.proxies}
         return self._scores[key]
 
 

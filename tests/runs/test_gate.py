@@ -17,6 +17,7 @@ from kdsearch.runs.gate import one_student
 from kdsearch.runs.jobs import Job, RungResult
 from kdsearch.runs.report.agreement import agreements, combiner
 from kdsearch.runs.run import Run
+from kdsearch.runs.scoring import scores
 from kdsearch.runs.trial import Runner
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
@@ -169,3 +170,10 @@ def test_the_config_names_what_prunes() -> None:
     assert configs.check({"proxies": {"names": [], "prune_by": "combined"}}, "x").proxies.scored == ()
     with pytest.raises(UserError, match="prune_by: 'combind' is not among the scored proxies; did you mean 'combined'"):
         configs.check({"proxies": {"prune_by": "combind"}}, "x")
+
+
+def test_a_proxy_that_is_not_defined_for_a_student_is_worst_and_fails_nothing() -> None:
+    config = configs.check({**TINY, "proxies": {"names": ["naswot", "params"], "prune_by": None}}, "test")
+    (row,) = scores(config, ["rnn:hidden=8"])
+    assert row["naswot"] == -math.inf
+    assert row["params"] > 0

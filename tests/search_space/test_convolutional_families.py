@@ -154,7 +154,7 @@ def test_every_proxy_scores_it(name: str, proxy: str) -> None:
     student, teacher = small(name).build(DIGITS, 10), students.create("cnn").build(DIGITS, 10)
     images, target = torch.randn(16, *DIGITS), torch.arange(16) % 10
     first, again = (proxies.create(proxy).score(student, teacher, images, target, seed=3) for _ in range(2))
-    assert first == again
+    assert first == again or proxy == "latency"  # a measurement
     assert first > float("-inf")
 
 

@@ -129,8 +129,12 @@ def test_second_derivatives(cell: str) -> None:
 def test_every_proxy_scores_it(name: str) -> None:
     rnn, cnn = students.create("rnn", hidden=8).build(DIGITS, 10), students.create("cnn").build(DIGITS, 10)
     images, target = torch.randn(16, *DIGITS), torch.arange(16) % 10
+    if name in ("autodas", "meco", "naswot"):  # of convolutions, of maps, of rectified units
+        with pytest.raises(ValueError, match="no"):
+            proxies.create(name).score(rnn, cnn, images, target, seed=3)
+        return
     first, again = (proxies.create(name).score(rnn, cnn, images, target, seed=3) for _ in range(2))
-    assert first == again
+    assert first == again or name == "latency"  # a measurement
     assert first == first
     assert first > float("-inf")
 

@@ -98,7 +98,7 @@ def combiner(run: Run) -> str | None:
     lower, bar = (tau_text(found[key]) for key in ("lower", "bar"))
     stopped = sum(t.user_attrs.get(COMBINED, {}).get("stops", False) for t in run.search_ledger.trials())
     shown = f"Proxies combined: cross-validated Kendall's τ {tau_text(found['tau'])} on {found['n']} students"
-    beside = f"at least {lower} with 95 % confidence, the parameter count has {bar}"
+    beside = f"at least {lower} with 99 % confidence, the parameter count has {bar}"
     if found["earned"]:
         verdict = f"it has earned to prune, and {stopped} proposals were predicted too low"
     else:
