@@ -43,7 +43,8 @@ def test_the_picture_is_the_example_s_tree(example: dict[str, Any]) -> None:
 
 
 def test_the_table_is_what_is_declared() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", PAGE, flags=re.M)
+    options = PAGE.split("## Options")[1].split("## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", options, flags=re.M)
     assert rows == [(name, p.describe(), p.doc) for name, p in MCTS.parameters.items()]
     assert all(name in PAGE for name in MCTS.objects)
 
