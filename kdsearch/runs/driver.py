@@ -77,8 +77,7 @@ class Driver:
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, FrozenTrial] = {}
         self._running: dict[str, int] = {}
-        first = config.fidelity.rungs[0].name
-        self.gate = Gate(config.proxies, first, ledger.primary, alone=not config.minimise)
+        self.gate = Gate(config.proxies, config.fidelity.rungs[0].name, ledger.primary, alone=not config.minimise)
         self._scored = not one_student(space)
         self._last_rung = config.fidelity.rungs[-1].name
         self._began = time.monotonic()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -35,7 +33,7 @@ class PatchMasked(Network):
     def of(cls, network: Network, share: float, seed: int) -> PatchMasked:
         """The same module and preparation, seen so."""
         masked = cls.__new__(cls)
-        masked.__dict__.update(copy.copy(network).__dict__)
+        masked.__dict__.update(network.__dict__)
         masked.share, masked.seed, masked.draws = share, seed, 0
         return masked
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
@@ -96,31 +97,26 @@ def run(
 ) -> dict[str, list[Trace]]:
     """All replicates of all contenders, by label."""
     out: dict[str, list[Trace]] = {}
-    with _pool(processes) as each:
+    with _mapping(processes) as each:
         for contender in contenders:
-            out[contender.label] = list(each(str(path), race, contender))
+            job = partial(_job, str(path), race, contender)
+            out[contender.label] = list(each(job, range(race.seeds)))
             say(f"{contender.label}: {race.seeds} searches of {race.trials} trials")
     return out
 
 
-class _pool:
-    """Replicates in this process, or in a few others."""
-
-    def __init__(self, processes: int) -> None:
-        # Forked children of a process with threads may hang; fresh ones read the table once each.
-        self.executor = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else None
-
-    def __enter__(self) -> Callable[[str, Race, Contender], Iterator[Trace]]:
-        def each(path: str, race: Race, contender: Contender) -> Iterator[Trace]:
-            n = race.seeds
-            columns = [path] * n, [race] * n, [contender] * n, range(n)
-            return self.executor.map(_job, *columns) if self.executor else map(_job, *columns)
-
-        return each
-
-    def __exit__(self, *error: object) -> None:
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
+@contextmanager
+def _mapping(processes: int) -> Iterator[Callable[..., Iterator[Trace]]]:
+    """`map` in this process, or over a few others."""
+    if processes == 1:
+        yield map
+        return
+    # Forked children of a process with threads may hang; fresh ones read the table once each.
+    executor = ProcessPoolExecutor(processes, get_context("spawn"))
+    try:
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def curves(traces: Sequence[Trace]) -> NDArray[np.float64]:

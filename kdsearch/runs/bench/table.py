@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from numpy.typing import NDArray
 
 from kdsearch.errors import UserError
 from kdsearch.registry import nearest
@@ -225,17 +224,6 @@ class Table:
     @cached_property
     def _specs(self) -> dict[str, str]:
         return dict(zip(self.frame["recipe"], self.frame["spec"], strict=True))
-
-    def top(self, share: float) -> frozenset[str]:
-        """Hashes of the best share of all recipes by `truth`, at least one."""
-        order = sorted(self.truth, key=lambda name: self.regret(name))
-        return frozenset(order[: max(1, round(share * len(order)))])
-
-    def column(self, rung: str, key: str = "score", seed: int | None = None) -> NDArray[np.float64]:
-        """One number for each recipe of `truth`, in its order: under a seed, or the mean over seeds."""
-        frame = self.frame if seed is None else self.frame[self.frame["seed"] == seed]
-        means = frame.groupby("recipe")[f"{rung}_{key}"].mean()
-        return means.loc[list(self.truth)].to_numpy(dtype=np.float64)
 
 
 def load(path: str | Path, metric: str | None = None) -> Table:

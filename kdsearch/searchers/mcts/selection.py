@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -29,7 +29,7 @@ class Question:
     Attributes:
         here: values taken after the same decisions, by value.
         near: what values were worth in trials that began alike.
-        anywhere: what they were worth in all trials; read for listed domains only.
+        anywhere: what they were worth in all trials.
         first: tried before any other untried value, a published default say.
         belief: priors of the values.
         posterior: of a model: mean and standard deviation of values.
@@ -56,16 +56,12 @@ def listed(domain: Domain, options: MCTS) -> bool:
 def choose(question: Question, options: MCTS, rng: Random) -> float:
     """The value to take. Values outside the domain, from a range that was another one earlier, play no part."""
     domain = question.domain
-    asked = Question(
-        domain,
-        {value: arm for value, arm in question.here.items() if domain.contains(value)},
-        question.near.only(domain.within(question.near.values)),
-        question.anywhere.only(domain.within(question.anywhere.values)),
-        question.first if question.first is not None and domain.contains(question.first) else None,
-        question.belief,
-        question.posterior,
-        question.added,
-        question.avoided,
+    asked = replace(
+        question,
+        here={value: arm for value, arm in question.here.items() if domain.contains(value)},
+        near=question.near.only(domain.within(question.near.values)),
+        anywhere=question.anywhere.only(domain.within(question.anywhere.values)),
+        first=question.first if question.first is not None and domain.contains(question.first) else None,
     )
     if asked.posterior is not None:
         return modelled(asked, asked.posterior, options, rng)
