@@ -19,9 +19,10 @@ from kdsearch.proxies.agreement import Agreement, agreement, iso_accuracy
 from kdsearch.proxies.combine import FOLDS, Combiner, cross_validated
 from kdsearch.runs import assemble, models
 from kdsearch.runs.config import RunConfig, teacher_node
+from kdsearch.runs.named import parse_named
 from kdsearch.runs.settings import pick_device
 from kdsearch.runs.teacher import untrained
-from kdsearch.runs.truth import Truth, parse_student
+from kdsearch.runs.truth import Truth
 from kdsearch.search_space.students import family
 from kdsearch.search_space.students.family import InputShape
 
@@ -112,9 +113,9 @@ def _judges(names: Sequence[str]) -> dict[str, proxy_room.Proxy]:
     asked = [*FIRST, *(names or proxy_room.names())]
     found: dict[str, proxy_room.Proxy] = {}
     for text in dict.fromkeys(asked):
-        options = parse_student(text, "--proxy")
+        name, options = parse_named(text, "--proxy", "NAME")
         try:
-            found[text] = proxy_room.create(options.pop("family"), **options)
+            found[text] = proxy_room.create(name, **options)
         except ValueError as error:
             raise UserError(f"--proxy: {error}") from None
     return found

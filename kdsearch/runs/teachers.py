@@ -13,14 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from kdsearch.errors import TrialFailure, UserError
 from kdsearch.kd_methods import METHODS
 from kdsearch.kd_methods.targets._compatibility import stability
 from kdsearch.runs import assemble, teacher
 from kdsearch.runs.config import RunConfig, TeacherConfig
 from kdsearch.runs.data import Data
+from kdsearch.runs.named import parse_named
 from kdsearch.runs.report.intervals import estimate, paired
 from kdsearch.runs.report.tables import student_text
 from kdsearch.runs.settings import Seeds, Settings, pick_device
@@ -45,16 +44,8 @@ def parse_method(text: str) -> dict[str, Any]:
     Raises:
         UserError: not of that form, or no such method; the message gives the nearest.
     """
-    name, _, rest = text.partition(":")
-    entry: dict[str, Any] = {"method": name}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        try:
-            entry[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            equals = ""
-        if not equals:
-            raise UserError(f"--with {text!r}: write METHOD:KEY=VALUE,KEY=VALUE")
+    name, options = parse_named(text, "--with", "METHOD")
+    entry: dict[str, Any] = {"method": name, **options}
     try:
         return {METHODS[name].slot: entry}
     except ValueError as error:

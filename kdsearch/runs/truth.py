@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdsearch.errors import UserError
+from kdsearch.runs.named import parse_named
 from kdsearch.search_space.students import family
 from kdsearch.search_space.students.family import InputShape
 
@@ -50,14 +49,8 @@ def parse_student(text: str, where: str = "--student") -> dict[str, Any]:
     Raises:
         UserError: not of that form.
     """
-    name, _, rest = text.partition(":")
-    out: dict[str, Any] = {"family": name}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"{where} {text!r}: write FAMILY:KEY=VALUE,KEY=VALUE")
-        out[key] = yaml.safe_load(value)
-    return out
+    name, options = parse_named(text, where, "FAMILY")
+    return {"family": name, **options}
 
 
 def read(path: str | Path) -> Truth:

@@ -260,6 +260,7 @@ def _untimed(line: str) -> dict[str, object]:
         (["--table", "nowhere.parquet"], "cannot read 'nowhere.parquet'"),
         (["--table", STORED, "--searcher", "mtcs"], "did you mean 'mcts'"),
         (["--table", STORED, "--searcher", "mcts:explore=1"], "no option 'explore'"),
+        (["--table", STORED, "--searcher", "mcts:local={"], "write NAME:KEY=VALUE"),
         (["--table", STORED, "--pruner", "ashe"], "did you mean 'asha'"),
     ],
 )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from kdsearch import searchers
@@ -21,6 +20,7 @@ from kdsearch.registry import nearest
 from kdsearch.runs.bench.replay import Trace, replay
 from kdsearch.runs.bench.table import Table, load
 from kdsearch.runs.config import PrunerConfig, RunConfig
+from kdsearch.runs.named import parse_named
 from kdsearch.runs.pruning import pruner
 
 MARKS = (25, 50, 100, 200)
@@ -38,13 +38,7 @@ class Contender:
     @staticmethod
     def parse(text: str) -> Contender:
         """Raises UserError: not of that form, or no such searcher or option."""
-        name, _, rest = text.partition(":")
-        options: dict[str, Any] = {}
-        for part in filter(None, rest.split(",")):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise UserError(f"--searcher {text!r}: write NAME:KEY=VALUE,KEY=VALUE")
-            options[key] = yaml.safe_load(value)
+        name, options = parse_named(text, "--searcher", "NAME")
         try:
             searchers.create(name, seed=0, **options)
         except ValueError as error:
