@@ -35,7 +35,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What to learn from. `root` is a local folder; nothing is downloaded.
 
-    `labelled` is the share of the training images that keep their labels, `unlabelled` a folder of further images.
+    `image_size` is the side in pixels that images are resized to, `labelled` the share of the training images that keep
+    their labels, `unlabelled` a folder of further images.
     """
 
     name: str = "digits"

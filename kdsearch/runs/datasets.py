@@ -39,7 +39,7 @@ def load(
     Args:
         validation: share of the training images set aside, class by class (digits have a fixed split of their own).
         samples: use at most so many training images, class-balanced.
-        image_size: side in pixels for image folders.
+        image_size: side in pixels: of an image folder's images (64 by default); other sets are resized to it.
         shift, flip, crop: augmentation; the data set's usual one where None.
         labelled: share of the training images that keep their labels, class by class.
         unlabelled: folder of further images without labels, for image folders.
@@ -69,6 +69,8 @@ def load(
         usual = Augmentation(flip=True, crop=0.35)
     else:
         raise UserError(f"data.name: unknown data set {name!r}; {nearest(name, NAMES)}")
+    if image_size is not None:
+        data = _resized(data, image_size)
     if labelled is not None:
         data = _without_labels(data, labelled, seed)
     data.augmentation = Augmentation(
@@ -142,6 +144,22 @@ def _interleaved(labels: Any, seed: int) -> Any:
         members = np.flatnonzero(labels == label)
         rank[members] = (generator.permutation(len(members)) + generator.random()) / len(members)
     return np.argsort(rank, kind="stable")
+
+
+def _resized(data: Data, side: int) -> Data:
+    """The same images at another side; folders have decoded theirs at it."""
+    from torchvision.transforms import functional as TF
+
+    if data.input_shape[-2:] == (side, side):
+        return data
+
+    def at(split: Split) -> Split:
+        assert isinstance(split.images, Tensor)
+        parts = split.images.split(1024)  # interpolation goes by float32: not of all at once
+        return Split(torch.cat([TF.resize(part, [side, side], antialias=True) for part in parts]), split.labels)
+
+    splits = at(data.train), at(data.validation), at(data.test)
+    return Data(data.name, *splits, data.classes, data.augmentation, class_names=data.class_names)
 
 
 def _torchvision(

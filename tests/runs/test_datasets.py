@@ -32,6 +32,16 @@ def test_digits_are_split_once_and_for_all(digits: Data) -> None:
     assert counts.min() >= 28
 
 
+def test_any_set_can_be_had_at_another_size(digits: Data) -> None:
+    large = datasets.load("digits", image_size=16)
+    assert large.input_shape == (1, 16, 16)
+    assert large.fingerprint != digits.fingerprint
+    assert torch.equal(large.validation.labels, digits.validation.labels)
+    small = torch.nn.functional.avg_pool2d(large.test.images.float(), 2)  # type: ignore[union-attr]
+    assert (small - digits.test.images.float()).abs().mean() < 20  # type: ignore[union-attr]
+    assert datasets.load("digits", image_size=8).fingerprint == digits.fingerprint
+
+
 @needs_images
 def test_cifar100_in_the_official_layout_trains() -> None:
     data = datasets.load("cifar100", root=str(SHARED / "cifar100"), samples=300)
