@@ -23,8 +23,7 @@ import torch
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, SLOTS
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.distil import _prepare, distil
 from kdsearch.runs.fidelity import FULL
 from kdsearch.runs.report.intervals import Estimate, estimate, paired
@@ -104,7 +103,7 @@ def main(
     seeds: int, names: tuple[str, ...], match: bool, source: Path | None, overrides: tuple[str, ...], out: Path
 ) -> None:
     torch.set_num_threads(1)
-    config = configs.read(source, overrides)
+    config = config_file.read(source, overrides)
     base = SearchSpace.from_dict(config.space).default()
     chosen = [c for c in METHODS if c.slot != "analysis" and NEUTRAL.get(c.slot) != c.name]
     chosen = [c for c in chosen if not names or c.name in names]

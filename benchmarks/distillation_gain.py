@@ -13,8 +13,7 @@ import click
 import torch
 from scipy.stats import t as student_t
 
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.distil import distil
 from kdsearch.runs.metrics import evaluate
 from kdsearch.runs.settings import Seeds
@@ -26,7 +25,7 @@ from kdsearch.search_space.space import SearchSpace
 @click.option("--channels", default=4, show_default=True)
 def main(seeds: int, channels: int) -> None:
     torch.set_num_threads(1)
-    config = configs.read()
+    config = config_file.read()
     space = SearchSpace.from_dict(config.space)
     kd = space.default(student__cnn__channels=channels).plain_kd()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,8 +23,7 @@ import click
 import torch
 
 import kdsearch
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.finals import Standing
 from kdsearch.runs.metrics import DIRECTIONS
@@ -97,7 +96,7 @@ def main(
     path: Path | None, overrides: Sequence[str], names: Sequence[str], seconds: float, seeds: int, out: Path
 ) -> None:
     torch.set_num_threads(1)
-    config = configs.read(path, overrides)
+    config = config_file.read(path, overrides)
     known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(row["searcher"], row["seed"]) for row in known}
     with tempfile.TemporaryDirectory() as folder:

@@ -21,8 +21,7 @@ import torch
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import METHODS
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.distil import distil
 from kdsearch.runs.report.intervals import Estimate, estimate, paired
 from kdsearch.runs.settings import Seeds
@@ -73,7 +72,7 @@ def shown(value: Estimate | None) -> str:
 @click.option("--epochs", type=int, help="Of a full training; the config's by default.")
 def main(seeds: int, names: tuple[str, ...], epochs: int | None) -> None:
     torch.set_num_threads(1)
-    config = configs.read()
+    config = config_file.read()
     base = SearchSpace.from_dict(config.space).default()
     strategies = sorted((c for c in METHODS if c.slot == "teaching" and c.name != "teacher"), key=lambda c: c.year)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.run import Run
 
@@ -48,7 +48,7 @@ def main(config: str | None, trials: int, overrides: tuple[str, ...]) -> None:
         cache = f"cache={place / 'cache'}"
         rows = {}
         for name, extra in (("ladder, offline teacher", ()), ("in full, live teacher", PLAIN)):
-            settings = configs.read(config, (*shared, cache, *extra))
+            settings = config_file.read(config, (*shared, cache, *extra))
             seconds, count = search_seconds(settings, place / name.split(",")[0].replace(" ", "-"))
             rows[name] = 3600 * count / seconds
             click.echo(f"{name:<26} {count} trials in {seconds:7.1f} s: {rows[name]:7.0f} trials an hour")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.export.files import read_recipe
 from kdsearch.runs.folder import fresh
@@ -43,9 +43,9 @@ def search(
         kdsearch.errors.UserError: a mistake in the config, the data or the folder.
     """
     if isinstance(config, Mapping):
-        config = configs.check(config, "config")
+        config = config_file.check(config, "config")
     elif not isinstance(config, RunConfig):
-        config = configs.read(config)
+        config = config_file.read(config)
     run = Run(run_dir or fresh(), config).claim(new=True)
     try:
         return run.execute(progress, teacher_module=teacher, data=data)

@@ -181,11 +181,11 @@ def test_a_pickle_that_is_more_than_tensors_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_and_a_folder_of_another_run(tmp_path: Path) -> None:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
     from kdsearch.runs.folder import RunFolder
 
     holder = RunFolder(tmp_path / "run")
-    holder.create(configs.check(TINY, "tiny"))
+    holder.create(config_file.check(TINY, "tiny"))
     path = write_config(tmp_path)
     busy = invoke("resume", tmp_path / "run")
     assert busy.exit_code == 2
@@ -198,11 +198,11 @@ def test_a_folder_in_use_and_a_folder_of_another_run(tmp_path: Path) -> None:
 
 
 def test_a_damaged_study_is_one_clear_line(tmp_path: Path) -> None:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
     from kdsearch.runs.folder import RunFolder
 
     holder = RunFolder(tmp_path / "run")
-    holder.create(configs.check(TINY, "tiny"))
+    holder.create(config_file.check(TINY, "tiny"))
     holder.release()
     (tmp_path / "run" / "study.db").write_bytes(b"this is no database" * 100)
     result = invoke("status", tmp_path / "run")

@@ -49,9 +49,9 @@ def test_the_readmes_commands_run_in_their_order(place: Path, monkeypatch: pytes
 
 
 def test_the_readmes_config_is_valid() -> None:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
 
-    assert configs.check(yaml.safe_load(CONFIG), "README").limits.parameters == 12_000_000
+    assert config_file.check(yaml.safe_load(CONFIG), "README").limits.parameters == 12_000_000
 
 
 def test_the_readmes_python_runs(
@@ -65,9 +65,9 @@ def test_the_readmes_python_runs(
 
 @pytest.mark.parametrize("name", ["cifar100", "image_folder"])
 def test_examples_are_valid(name: str) -> None:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
 
-    configs.read(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
+    config_file.read(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

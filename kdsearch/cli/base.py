@@ -62,14 +62,14 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_config(path: str | None, overrides: tuple[str, ...], given: dict[str, Any]) -> RunConfig:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
 
     names = {"trials": "budget.trials", "budget": "budget.seconds", "seed": "seed"}
     names |= {"engine": "engine.name", "workers": "engine.workers"}
     settings = [f"{names[key]}={value}" for key, value in given.items() if value is not None]
     if given.get("budget") is not None and given.get("trials") is None:
         settings.append("budget.trials=null")
-    return configs.read(path, [*settings, *overrides])
+    return config_file.read(path, [*settings, *overrides])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

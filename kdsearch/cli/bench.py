@@ -29,6 +29,7 @@ def bench() -> None:
 @click.option("--pruner", default="none", show_default=True, help="As in a run config.")
 @click.option("--finalists", type=click.IntRange(min=1), default=6, show_default=True, help="Compared in the end.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Real ones.")
+@click.option("--informed", is_flag=True, help="Tell searchers what a run tells them: published defaults, priors.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write the curves as an HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @reported
@@ -42,6 +43,7 @@ def searchers(
     pruner: str,
     finalists: int,
     processes: int,
+    informed: bool,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -50,7 +52,7 @@ def searchers(
 
     names = list(dict.fromkeys(given or USUAL))
     contenders = [compare.Contender.parse(text) for text in names]
-    race = compare.Race(trials, workers, seeds, pruner, finalists, metric)
+    race = compare.Race(trials, workers, seeds, pruner, finalists, metric, informed)
     try:
         compare.check(race)
     except ValueError as error:
@@ -77,3 +79,33 @@ def searchers(
     )
     for line in compare.goals(results, trials):
         click.echo(line)
+
+
+@bench.command("rungs")
+@click.option("--table", "path", type=click.Path(path_type=Path), default=TABLE, show_default=True, metavar="FILE")
+@click.option("--metric", default="nll", show_default=True, help="What recipes are worth: nll, or the table's own.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@reported
+def rungs(path: Path, metric: str, as_json: bool) -> None:
+    """How well each rung of a table ranks its recipes, and what it costs."""
+    from kdsearch.runs.bench import load
+    from kdsearch.runs.bench.rungs import agreement
+
+    rows = agreement(load(path, metric))
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    shown = [
+        {
+            "rung": row["rung"],
+            "cost": f"{100 * row['cost']:.1f} %",
+            "tau": "{:.2f} [{:.2f}, {:.2f}]".format(row["tau"], *row["interval"]),
+            "better half": f"{row['better_half']:.2f}",
+        }
+        for row in rows
+    ]
+    click.echo(table(shown))
+    click.echo(
+        f"\n{rows[0]['recipes']} recipes. Tau: Kendall's, of the rung under one seed to the test {metric} under the "
+        "others, with its 90 % interval; the last row is what no rung can be expected to beat."
+    )

@@ -20,11 +20,11 @@ from kdsearch.errors import UserError
 @reported
 def train(recipe: str, config: str | None, overrides: tuple[str, ...], seed: int, out: str) -> None:
     """Train a recipe file in full and save the student alone. A second call goes on where the first was killed."""
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
     from kdsearch.runs.export.files import read_recipe
     from kdsearch.runs.retrain import config_of, distill, write_student
 
-    given = configs.read(config, overrides) if config else None  # first: it names the plugins
+    given = config_file.read(config, overrides) if config else None  # first: it names the plugins
     found, provenance = read_recipe(recipe)
     settings = given or config_of(provenance, overrides)
     folder = Path(out)

@@ -152,7 +152,7 @@ def engine(config: RunConfig, place: RunFolder, here: World) -> Engine:
     return PoolEngine(partial(runner, str(place.path)), devices)
 
 
-NEUTRAL_WEIGHT = 8.0  # how much likelier a neutral choice is than another to be the next untried one
+NEUTRAL_WEIGHT = 2.0  # how much likelier a neutral choice is; on kdbench more than a hint costs more than it saves
 
 
 def priors(found: SearchSpace) -> dict[str, dict[str, float]]:

@@ -1,15 +1,12 @@
-"""The run config: YAML in, every problem reported at once, each with its file, key, value and what is allowed."""
+"""The run config: its sections, with what each may hold."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdsearch import proxies as proxy_room
 from kdsearch import searchers as searcher_room
@@ -20,7 +17,6 @@ from kdsearch.runs.fidelity import Fidelity, Judge, Select
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 
-DEFAULT = Path(__file__).parent / "default.yaml"
 METRICS = Literal["accuracy", "balanced_accuracy", "top5", "nll", "cka", "autokd"]
 QUANTITY = Literal["parameters", "macs", "memory", "latency"]
 QUANTITIES: tuple[QUANTITY, ...] = ("parameters", "macs", "memory", "latency")
@@ -380,120 +376,6 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"must be a duration such as 30m, 90s or 1h30m, not {text!r}")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds
-
-
-def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config file (the embedded default without one) with `key.path=value` overrides.
-
-    Raises:
-        UserError: all problems at once, one line each.
-    """
-    source = Path(path) if path is not None else DEFAULT
-    try:
-        text = source.read_text()
-    except OSError as error:
-        raise UserError(f"config: cannot read {str(source)!r}: {error.strerror}") from None
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{source}{place}: not readable as YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{source}: must be a mapping of sections, not {type(data).__name__}")
-    label = "the embedded default" if path is None else str(path)
-    return check(override(data, overrides), label)
-
-
-def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b.c=value` settings; values are read as YAML.
-
-    Raises:
-        UserError: a setting without `=`, or through something that is not a mapping.
-    """
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {item!r}: write key.path=value, such as --set budget.trials=20")
-        where = data
-        *parents, last = key.split(".")
-        for parent in parents:
-            inner = where.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"--set {item!r}: {parent} is not a section")
-            where = inner
-        try:
-            where[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {item!r}: the value is not readable as YAML") from None
-    return data
-
-
-def check(data: Mapping[str, Any], label: str) -> RunConfig:
-    """A checked config of plain data.
-
-    Raises:
-        UserError: all problems at once, one line each: place, value, what is allowed.
-    """
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        lines = [line for problem in error.errors() for line in _explain(problem, data, label)]
-        raise UserError("\n".join(lines)) from None
-
-
-def _explain(problem: Mapping[str, Any], data: Mapping[str, Any], label: str) -> list[str]:
-    place = [str(part) for part in problem["loc"]]
-    key = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        section: Any = RunConfig
-        for part in place[:-1]:
-            field = getattr(section, "model_fields", {}).get(part)
-            section = field.annotation if field is not None else section
-        known = getattr(section, "model_fields", RunConfig.model_fields)
-        return [f"{label}: unknown key {key!r}; {nearest(place[-1], known)}"]
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "literal_error":
-        expected = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
-        message = nearest(problem["input"], expected)
-    shown = problem["input"] if not isinstance(problem["input"], dict | list | BaseModel) else None
-    value = f" = {shown!r}" if shown is not None else ""
-    if key == "space":  # its problems name their own places
-        key = value = ""
-    separator = ": " if key else ""
-    return [f"{label}: {key}{value}{separator}{line}" for line in message.splitlines()]
-
-
-def write(config: RunConfig, path: Path) -> None:
-    """The resolved config as YAML: every value spelt out, the space with all its ranges, no password."""
-    data = config.model_dump(mode="json")
-    data["space"] = SearchSpace.from_dict(config.space).to_dict()
-    if config.study.storage is not None:
-        data["study"]["storage"] = without_password(config.study.storage)
-    if config.warm_start.storage is not None:
-        data["warm_start"]["storage"] = without_password(config.warm_start.storage)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
-
-
-def without_password(text: str) -> str:
-    """A text that may be shown: passwords in URLs become `***`."""
-    text = re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]+", r"\1***", text)
-
-
-def storage_url(config: RunConfig, folder: Path) -> str:
-    """Where the study lives: SQLite in the run's folder unless the config or KDSEARCH_STORAGE says otherwise.
-
-    A password that was left out of the stored config is taken from the environment when the run is resumed.
-    """
-    url = config.study.storage
-    if url is None:
-        return f"sqlite:///{folder / 'study.db'}"
-    if "***" in url:
-        url = os.environ.get("KDSEARCH_STORAGE", url)
-        if "***" in url:
-            raise UserError("study.storage: its password is not stored; set KDSEARCH_STORAGE to the whole URL")
-    return url
 
 
 def teacher_node(config: TeacherConfig) -> Recipe:

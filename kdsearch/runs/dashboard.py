@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kdsearch.errors import UserError
-from kdsearch.runs.config import storage_url
+from kdsearch.runs.address import storage_url
 from kdsearch.runs.ledger import open_storage
 from kdsearch.runs.run import Run
 

@@ -168,7 +168,7 @@ def _prepare(
         learners.append(Learner(network, objective))
     _check(plan, learners)
     ids, choosing = chosen(world, fidelity, seeds, notes)
-    costs += choosing + growth.costs + Costs(prepare.spent, prepare.charged)
+    costs += choosing + growth.costs + prepare.costs
     fixed = {name: _fixed(name, model, learners[0].objective, world, seeds, notes) for name, model in suppliers.items()}
     whole = not fidelity.thins and fidelity.resolution >= 1  # a thinned student stands for itself alone
     training = Training(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kdsearch.errors import UserError
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.config import RunConfig
 
 PACKAGES = ("kdsearch", "torch", "torchvision", "timm", "optuna", "ray", "nni", "numpy", "torch-pruning")
@@ -62,7 +62,7 @@ class RunFolder:
 
     def _write(self, config: RunConfig) -> None:
         partial = self.config.with_suffix(".partial")
-        configs.write(config, partial)
+        config_file.write(config, partial)
         (self.path / "environment.json").write_text(json.dumps(environment(config), indent=1))
         partial.replace(self.config)
 
@@ -82,7 +82,7 @@ class RunFolder:
             near = [p.parent.name for p in self.path.parent.glob("*/config.yaml")] if self.path.parent.is_dir() else []
             hint = f"; runs beside it: {', '.join(sorted(near)[:5])}" if near else ""
             raise UserError(f"there is no run in {str(self.path)!r} (no config.yaml){hint}")
-        return configs.read(self.config)
+        return config_file.read(self.config)
 
     def lock(self) -> None:
         """Raises UserError when another process works in this folder."""

@@ -126,5 +126,9 @@ class Gate:
 
 
 def _student(recipe: Mapping[str, Any]) -> str:
-    """What of a recipe proxies look at."""
+    """The architecture that a recipe searches, however it is taught.
+
+    `sizes.architecture` tells more networks apart, by what methods add to them: here these are one student, or its
+    near-copies would stand on both sides of the cross-validation.
+    """
     return json.dumps([recipe.get("student"), recipe.get("transform")], sort_keys=True)

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kdsearch import searchers
 from kdsearch.errors import UserError
 from kdsearch.runs import pruning
-from kdsearch.runs.config import RunConfig, storage_url, without_password
+from kdsearch.runs.address import storage_url, without_password
+from kdsearch.runs.config import RunConfig
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.jobs import Failure, RungResult
 from kdsearch.runs.metrics import DIRECTIONS, Direction

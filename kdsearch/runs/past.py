@@ -13,7 +13,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.errors import UserError
-from kdsearch.runs.config import WarmStartConfig, storage_url, without_password
+from kdsearch.runs.address import storage_url, without_password
+from kdsearch.runs.config import WarmStartConfig
 from kdsearch.runs.folder import RunFolder
 from kdsearch.runs.ledger import RUNG, open_storage, quiet
 from kdsearch.search_space.recipe import Recipe

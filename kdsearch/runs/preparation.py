@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import DataSpec, KDMethod, ModelSpec, Need, Signals
+from kdsearch.runs import kept
+from kdsearch.runs.assistants import Costs
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import content_hash
 
@@ -53,13 +54,12 @@ class Preparation:
     """Carries out `KDMethod.prepare` for one training, and keeps account of what it cost.
 
     Attributes:
-        spent: seconds that the prepared values cost when they were made, whoever paid.
-        charged: the part of them that was paid here.
+        costs: of the values prepared so far.
     """
 
     def __init__(self, world: World, suppliers: dict[str, TeacherModel]) -> None:
         self.world, self.suppliers = world, suppliers
-        self.spent = self.charged = 0.0
+        self.costs = Costs()
 
     def __call__(self, method: KDMethod, supplier: str, spec: ModelSpec, stages: list[int]) -> dict[str, Tensor] | None:
         """The prepared tensors, made here or found.
@@ -67,9 +67,6 @@ class Preparation:
         Raises:
             TrialFailure: the supplier is no fixed network ("invalid").
         """
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-
         world = self.world
         if supplier not in self.suppliers:
             raise TrialFailure("invalid", f"{method.name} prepares its teacher beforehand; {supplier} is no fixed one")
@@ -85,19 +82,8 @@ class Preparation:
             }
         )
         path = world.cache / "prepared" / f"{method.name}-{key}.safetensors"
-        if not path.exists():
-            began = time.perf_counter()
-            frozen = FrozenTeacher(model, spec, stages, world)
-            made = method.prepare(frozen)
-            if made is None:
-                return None
-            seconds = time.perf_counter() - began
-            self.charged += seconds
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{time.time_ns()}")
-            tensors = {name: value.detach().cpu().contiguous() for name, value in made.items()}
-            save_file(tensors, str(partial), metadata={"seconds": str(seconds)})
-            partial.replace(path)
-        with safe_open(str(path), "pt", device=str(world.device)) as file:
-            self.spent += float((file.metadata() or {}).get("seconds", 0.0))
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        found = kept.tensors(path, lambda: method.prepare(FrozenTeacher(model, spec, stages, world)), world.device)
+        if found is None:
+            return None
+        self.costs += found[1]
+        return found[0]

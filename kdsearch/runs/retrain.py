@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from kdsearch.errors import TrialFailure, UserError
-from kdsearch.runs import assemble, deploy, models, teacher
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file, deploy, models, teacher
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.data import Data
 from kdsearch.runs.distil import distil
@@ -95,8 +94,8 @@ def config_of(provenance: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     """The config a recipe file was found under, so that it is trained as it was; the default where it says nothing."""
     trained = provenance.get("trained")
     if trained is None:
-        return configs.read(None, overrides)
-    return configs.check(configs.override(dict(trained), overrides), "provenance.trained")
+        return config_file.read(None, overrides)
+    return config_file.check(config_file.override(dict(trained), overrides), "provenance.trained")
 
 
 def write_student(student: Student, config: RunConfig, folder: Path) -> None:

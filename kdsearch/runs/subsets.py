@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
+from kdsearch.runs import kept
 from kdsearch.runs.assistants import Costs
 from kdsearch.runs.data import Data
 from kdsearch.runs.fidelity import Fidelity
@@ -28,21 +27,10 @@ def chosen(world: World, fidelity: Fidelity, seeds: Seeds, notes: list[str]) -> 
 
 def entropies(teacher: TeacherModel, world: World) -> tuple[Tensor, Costs]:
     """Of the teacher's prediction of every training sample as it is [N], in nats: predicted once, kept by content."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = world.cache / "entropies" / f"{teacher.hash}-{world.data.fingerprint}.safetensors"
-    charged = 0.0
-    if not path.exists():
-        began = time.perf_counter()
-        values = _predicted(teacher, world.data)
-        charged = time.perf_counter() - began
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{time.time_ns()}")
-        save_file({"entropies": values.cpu()}, str(partial), metadata={"seconds": str(charged)})
-        partial.replace(path)
-    with safe_open(str(path), "pt") as file:
-        return file.get_tensor("entropies"), Costs(float(file.metadata()["seconds"]), charged)
+    found = kept.tensors(path, lambda: {"entropies": _predicted(teacher, world.data)})
+    assert found is not None
+    return found[0]["entropies"], found[1]
 
 
 def _predicted(teacher: TeacherModel, data: Data) -> Tensor:

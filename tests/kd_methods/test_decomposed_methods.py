@@ -293,11 +293,11 @@ def test_spaces_that_do_not_name_them_leave_them_out() -> None:
 
 
 def test_the_example_is_a_config_of_the_published_parts() -> None:
-    from kdsearch.runs import config as configs
+    from kdsearch.runs import config_file
 
     path = Path(__file__).parents[2] / "examples" / "autokd.yaml"
-    config = configs.read(path)
+    config = config_file.read(path)
     assert (config.searcher.name, config.metric) == ("autokd", "autokd")
     assert SearchSpace.from_dict(config.space).size() == (25, 0)
-    other = configs.read(path, ["space.preset=kdzero", "searcher.name=kdzero"])
+    other = config_file.read(path, ["space.preset=kdzero", "searcher.name=kdzero"])
     assert "kdzero_features" in SearchSpace.from_dict(other.space).options["features"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.jobs import Failure, RungResult
 from kdsearch.runs.run import Run
 from kdsearch.search_space.recipe import Recipe
@@ -19,7 +19,7 @@ from .tiny import TINY
 def empty(folder: Path, **changes: Any) -> Run:
     """A claimed run of the tiny config in which nothing has happened yet."""
     given = {**TINY, "pruner": {"name": "none"}, "searcher": {"name": "random"}, **changes}
-    run = Run(folder, configs.check(given, "config")).claim(new=True)
+    run = Run(folder, config_file.check(given, "config")).claim(new=True)
     run.place.release()
     return run
 
@@ -103,3 +103,13 @@ def final(
             tested = dict(ledger.study.user_attrs.get("test", {}))
             tested[str(trial.number)] = {metric: test[seed]}
             ledger.study.set_user_attr("test", tested)
+
+
+def inherited(run: Run) -> list[FrozenTrial]:
+    """What it has taken over from an earlier run."""
+    return run.search_ledger.inherited()
+
+
+def source(trial: FrozenTrial) -> int:
+    """The number in the earlier run of a trial that was taken over."""
+    return int(trial.user_attrs["source"]["trial"])

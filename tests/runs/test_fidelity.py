@@ -12,7 +12,7 @@ import torch
 
 from kdsearch.errors import UserError
 from kdsearch.kd_methods import create
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs import network as networks
 from kdsearch.runs.data import Data, Split
 from kdsearch.runs.distil import distil
@@ -51,9 +51,9 @@ def rung(**fields: Any) -> dict[str, Any]:
 
 
 def test_rungs_of_a_config() -> None:
-    given = configs.check(rung(keep=[1, 0.5], tokens=0.5, select="entropy"), "config")
+    given = config_file.check(rung(keep=[1, 0.5], tokens=0.5, select="entropy"), "config")
     assert given.fidelity.rungs[0].fidelity() == Fidelity("cheap", keep=(1.0, 0.5), tokens=0.5, select="entropy")
-    assert configs.check(given.model_dump(mode="json"), "again") == given
+    assert config_file.check(given.model_dump(mode="json"), "again") == given
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_rungs_of_a_config() -> None:
 )
 def test_what_a_rung_cannot_be(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        configs.check(rung(**fields), "config")
+        config_file.check(rung(**fields), "config")
 
 
 # the schedule

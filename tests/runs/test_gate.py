@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from kdsearch.errors import UserError
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.driver import Driver
 from kdsearch.runs.gate import one_student
 from kdsearch.runs.jobs import Job, RungResult
@@ -164,16 +163,17 @@ def test_a_real_search_that_has_not_earned_stops_nobody(tmp_path: Path) -> None:
 
 
 def test_the_config_names_what_prunes() -> None:
-    config = configs.check({"proxies": {"names": ["synflow"], "prune_by": "combined"}}, "x")
+    config = config_file.check({"proxies": {"names": ["synflow"], "prune_by": "combined"}}, "x")
     assert config.proxies.scored == ("synflow", "params")
-    assert configs.check({"proxies": {"names": ["synflow"], "prune_by": "synflow"}}, "x").proxies.scored == ("synflow",)
-    assert configs.check({"proxies": {"names": [], "prune_by": "combined"}}, "x").proxies.scored == ()
+    config = config_file.check({"proxies": {"names": ["synflow"], "prune_by": "synflow"}}, "x")
+    assert config.proxies.scored == ("synflow",)
+    assert config_file.check({"proxies": {"names": [], "prune_by": "combined"}}, "x").proxies.scored == ()
     with pytest.raises(UserError, match="prune_by: 'combind' is not among the scored proxies; did you mean 'combined'"):
-        configs.check({"proxies": {"prune_by": "combind"}}, "x")
+        config_file.check({"proxies": {"prune_by": "combind"}}, "x")
 
 
 def test_a_proxy_that_is_not_defined_for_a_student_is_worst_and_fails_nothing() -> None:
-    config = configs.check({**TINY, "proxies": {"names": ["naswot", "params"], "prune_by": None}}, "test")
+    config = config_file.check({**TINY, "proxies": {"names": ["naswot", "params"], "prune_by": None}}, "test")
     (row,) = scores(config, ["rnn:hidden=8"])
     assert row["naswot"] == -math.inf
     assert row["params"] > 0

@@ -13,8 +13,9 @@ import pytest
 
 import kdsearch
 from kdsearch.errors import TrialFailure, UserError
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs import sizes as costs
+from kdsearch.runs.config import QUANTITIES
 from kdsearch.runs.data import Data
 from kdsearch.runs.fitting import Fitting, fitting
 from kdsearch.runs.jobs import Ladder
@@ -44,7 +45,7 @@ def space(**student: Any) -> SearchSpace:
 
 def test_limits_and_objectives_of_a_config() -> None:
     given = {"limits": {"parameters": 5000, "memory_mib": 0.5, "latency_ms": 2}, "minimise": ["memory", "latency"]}
-    config = configs.check(given, "x")
+    config = config_file.check(given, "x")
     assert config.limits.given() == {"parameters": 5000, "memory": 0.5, "latency": 2}
     assert config.limits.batch == 1
 
@@ -61,7 +62,7 @@ def test_limits_and_objectives_of_a_config() -> None:
 )
 def test_mistakes_are_named(given: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        configs.check(given, "x")
+        config_file.check(given, "x")
     assert "\n" not in str(caught.value)
     assert says in str(caught.value)
 
@@ -75,9 +76,9 @@ def test_sizes_are_measured_once_an_architecture(digits: Data, tmp_path: Path, m
         real = getattr(measure, name)
         monkeypatch.setattr(measure, name, lambda *a, n=name, f=real: calls.update([n]) or f(*a))
     sizes = Sizes(digits, None, tmp_path)
-    first = sizes.of(plain(), *configs.QUANTITIES)
-    assert sizes.of(plain(logits="kd"), *configs.QUANTITIES) == first
-    assert calls == dict.fromkeys(configs.QUANTITIES, 1)
+    first = sizes.of(plain(), *QUANTITIES)
+    assert sizes.of(plain(logits="kd"), *QUANTITIES) == first
+    assert calls == dict.fromkeys(QUANTITIES, 1)
     assert sizes.of(plain(8))["memory"] > first["memory"] > 0
     assert calls["latency"] == 1
 

@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from kdsearch.errors import UserError
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.calibration import calibrate, verdict
 from kdsearch.runs.ledger import judged
 from kdsearch.runs.pruning import CALIBRATION, Calibrated, NoisyHalving, pruner, residual, steps
@@ -258,7 +258,7 @@ def test_a_rung_judged_by_its_likelihood(tmp_path: Path, metric: str, value: flo
 def test_the_full_training_is_judged_by_the_metric() -> None:
     rungs = [{"name": "full", "judge": "likelihood"}]
     with pytest.raises(UserError, match="the last one is judged by the run's metric"):
-        configs.check({**TINY, "fidelity": {"epochs": 2, "rungs": rungs}}, "config")
+        config_file.check({**TINY, "fidelity": {"epochs": 2, "rungs": rungs}}, "config")
 
 
 def test_confidence() -> None:
@@ -277,15 +277,15 @@ def test_confidence() -> None:
 
 def test_pruners_by_name() -> None:
     def named(**pruning: Any) -> optuna.pruners.BasePruner:
-        return pruner(configs.check({**TINY, "pruner": pruning}, "config"))
+        return pruner(config_file.check({**TINY, "pruner": pruning}, "config"))
 
     found = named(name="noisy", reduction=4, margin=0.5, startup=7)
     assert isinstance(found, NoisyHalving)
     assert (found.reduction, found.margin, found.startup) == (4, 0.5, 7)
-    config = configs.check({**TINY, "fidelity": {**TINY["fidelity"], "calibrate": 8}}, "config")
+    config = config_file.check({**TINY, "fidelity": {**TINY["fidelity"], "calibrate": 8}}, "config")
     assert isinstance(pruner(config), Calibrated)
     assert steps(config) == {"sparse": 1, "full": 3}
     with pytest.raises(UserError, match="noisy"):
         named(name="noizy")
     with pytest.raises(UserError, match="at least 6"):
-        configs.check({**TINY, "fidelity": {**TINY["fidelity"], "calibrate": 3}}, "config")
+        config_file.check({**TINY, "fidelity": {**TINY["fidelity"], "calibrate": 3}}, "config")

@@ -18,8 +18,7 @@ import pytest
 import torch
 
 from kdsearch.errors import TrialFailure, UserError
-from kdsearch.runs import assemble
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs.config import EngineConfig
 from kdsearch.runs.engines.local import LocalEngine
 from kdsearch.runs.jobs import SEARCH, Failure, Job, RungResult
@@ -136,7 +135,7 @@ def test_without_ray_the_engine_is_a_users_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in ("ray", "ray_cluster"):
         monkeypatch.delitem(sys.modules, f"kdsearch.runs.engines.{name}")
-    config = configs.read(overrides=["engine.name=ray"])
+    config = config_file.read(overrides=["engine.name=ray"])
     with pytest.raises(UserError, match=r"ray is not installed; pip install 'kdsearch\[ray\]'"):
         assemble.engine(config, Run(tmp_path, config).place, None)  # type: ignore[arg-type]
 
@@ -248,7 +247,7 @@ def test_a_killed_worker_costs_its_job_alone_and_the_job_is_tried_again(engine: 
 
 
 def test_a_run_on_ray_finds_what_the_local_engine_finds(own_ray: Cluster, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", configs.read(overrides=SETTINGS)).claim(new=True)
+    run = Run(tmp_path / "run", config_file.read(overrides=SETTINGS)).claim(new=True)
     run.execute()
     run.place.release()
     assert run.place.report.is_file()

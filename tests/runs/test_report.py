@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from statistics import fmean, stdev
+from xml.etree import ElementTree
 
 import optuna
 import plotly.graph_objects as go
@@ -23,7 +24,7 @@ from kdsearch.runs.run import Run
 
 from .pages import Page, xs, ys
 from .studies import ask, climb, empty, fail
-from .tiny import TINY
+from .tiny import TINY, invoke
 
 RUNGS = ["sparse", "full"]
 
@@ -150,6 +151,25 @@ def test_tree_picture_is_the_searchers_tree(run: Run) -> None:
     for key in drawn.ids:
         children = [k for k, parent in zip(drawn.ids, drawn.parents, strict=True) if parent == key]
         assert sum(visits[k] for k in children) <= visits[key]
+
+
+def test_the_tree_is_written_as_json_and_as_a_picture(run: Run, tmp_path: Path) -> None:
+    root, before = searchers.tree(run.study), run.place.report.read_bytes()
+    for name in ("tree.json", "tree.svg"):
+        result = invoke("report", run.path, "--tree", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert result.output == f"{tmp_path / name}\n"
+    tree = json.loads((tmp_path / "tree.json").read_text())
+    assert tree == root.to_dict()
+    assert sum(child["visits"] for child in tree["children"]) == tree["visits"] == len(run.study.trials)
+    assert json.loads(invoke("report", run.path, "--tree", "-").stdout) == tree
+    picture = ElementTree.parse(tmp_path / "tree.svg").getroot()
+    assert picture.tag.endswith("svg")
+    titles = {text for text in picture.itertext() if "mean reward" in text}
+    for node in (root, *root.children):
+        what = "all trials" if node.name is None else f"{node.name} = {node.value}"
+        assert f"{what}: {node.visits} visits, mean reward {node.reward:.3f}" in titles
+    assert run.place.report.read_bytes() == before
 
 
 def test_writing_elsewhere_leaves_nothing_half_done(run: Run, tmp_path: Path) -> None:

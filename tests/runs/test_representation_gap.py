@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kdsearch.errors import TrialFailure, UserError
 from kdsearch.kd_methods.decomposed.cka import linear_cka
-from kdsearch.runs import metrics
-from kdsearch.runs.config import METRICS, check
+from kdsearch.runs import config_file, metrics
+from kdsearch.runs.config import METRICS
 from kdsearch.runs.data import Data
 from kdsearch.runs.distil import distil
 from kdsearch.runs.metrics import COMPARING, DIRECTIONS, evaluate, predict, represent
@@ -58,7 +58,7 @@ def test_every_metric_has_a_direction() -> None:
     assert set(get_args(METRICS)) == set(DIRECTIONS)
     assert set(DIRECTIONS) >= COMPARING
     assert (DIRECTIONS["autokd"], DIRECTIONS["cka"]) == ("minimize", "maximize")
-    assert check({"metric": "autokd"}, "config").metric == "autokd"
+    assert config_file.check({"metric": "autokd"}, "config").metric == "autokd"
 
 
 def test_the_teacher_is_like_itself(teacher: TeacherModel, digits: Data) -> None:
@@ -136,13 +136,12 @@ def test_what_has_no_embedding_cannot_be_compared(world: World, digits: Data) ->
 
 def test_a_whole_run_goes_by_the_reward(tmp_path: Path) -> None:
     """Search, finals and test by one metric; the winner has the least of it."""
-    from kdsearch.runs import config as configs
     from kdsearch.runs.run import Run
 
     space = {**TINY["space"], "features": {"autokd": {}, "kdzero_features": {}}, "logits": ["none", "autokd_logits"]}
     space["student"] = {"cnn": {"channels": 4, "stages": 3}}
     path = write_config(tmp_path, space=space, metric="autokd", budget={"trials": 4}, searcher={"name": "random"})
-    run = Run(tmp_path / "run", configs.read(path)).claim(new=True)
+    run = Run(tmp_path / "run", config_file.read(path)).claim(new=True)
     run.execute()
     best = run.best
     assert best is not None
@@ -155,7 +154,7 @@ def test_a_whole_run_goes_by_the_reward(tmp_path: Path) -> None:
 
 
 def test_a_recipe_trained_again_reports_it_on_both_splits(tmp_path: Path) -> None:
-    config = check({**TINY, "metric": "cka"}, "config")
+    config = config_file.check({**TINY, "metric": "cka"}, "config")
     student = distill({**STUDENT, "relations": "kdzero_embedding"}, config=config, cache=tmp_path)
     assert 0 < student.validation["cka"] <= 1
     assert 0 < student.test["cka"] <= 1

@@ -17,7 +17,7 @@ import yaml
 
 import kdsearch
 from kdsearch.errors import UserError
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.run import Run
 
 from .tiny import TINY, environment, write_config
@@ -108,7 +108,7 @@ def test_environment_and_resolved_config_are_kept(finished: Path) -> None:
     assert packages["torch"] == torch.__version__.split("+")[0] or packages["torch"]
     resolved = yaml.safe_load((finished / "config.yaml").read_text())
     assert resolved["space"]["logits"]["kd"]["temperature"] == {"low": 1, "high": 20, "log": True}
-    assert configs.read(finished / "config.yaml").budget.trials == 5
+    assert config_file.read(finished / "config.yaml").budget.trials == 5
 
 
 def test_a_finished_run_is_not_done_again_but_can_be_extended(copy: Path) -> None:
@@ -184,7 +184,7 @@ def test_own_teacher_module_and_other_metric(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="near chance"):
         kdsearch.search(config, run_dir=tmp_path / "untrained", teacher=own)
     student = kdsearch.distill(
-        {"student": {"family": "cnn", "channels": 8}}, config=configs.check(TINY, "tiny"), cache=tmp_path
+        {"student": {"family": "cnn", "channels": 8}}, config=config_file.check(TINY, "tiny"), cache=tmp_path
     )
     run = kdsearch.search(config, run_dir=tmp_path / "run", teacher=student.module)
     assert run.study.direction == optuna.study.StudyDirection.MINIMIZE
@@ -250,7 +250,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_takes_down_its_job_alone(tmp_path: Path) -> None:
     """Two warm workers; one is killed from outside while it works; its job is tried again and the run ends well."""
-    config = configs.check({**TINY, "engine": {"workers": 2, "device": "cpu"}, "budget": {"trials": 6}}, "tiny")
+    config = config_file.check({**TINY, "engine": {"workers": 2, "device": "cpu"}, "budget": {"trials": 6}}, "tiny")
     run = Run(tmp_path / "run", config).claim(new=True)
     from kdsearch.runs.engines.pool import PoolEngine
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from kdsearch.errors import UserError
-from kdsearch.runs import assemble, models, taught, teacher, teachers
-from kdsearch.runs import config as configs
+from kdsearch.runs import assemble, config_file, models, taught, teacher, teachers
 from kdsearch.runs.config import RunConfig, teacher_node
 from kdsearch.runs.data import Data
 from kdsearch.runs.report.intervals import paired
@@ -29,7 +28,7 @@ NASTY = {"logits": {"method": "nasty_teacher", "weight": 0.04, "temperature": 4.
 
 
 def config(**of_teacher: Any) -> RunConfig:
-    return configs.check({**TINY, "teacher": {**TINY["teacher"], **of_teacher}}, "config")
+    return config_file.check({**TINY, "teacher": {**TINY["teacher"], **of_teacher}}, "config")
 
 
 def prepare(settings: RunConfig, data: Data, cache: Path) -> TeacherModel:
@@ -161,8 +160,8 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path: Path, changes: dict[str, Any
 
 def test_a_run_keeps_the_recipe_of_its_teacher(tmp_path: Path) -> None:
     settings = config(recipe=SMOOTH)
-    configs.write(settings, tmp_path / "config.yaml")
-    assert configs.read(tmp_path / "config.yaml").teacher == settings.teacher
+    config_file.write(settings, tmp_path / "config.yaml")
+    assert config_file.read(tmp_path / "config.yaml").teacher == settings.teacher
 
 
 # kdsearch teachers

@@ -13,7 +13,7 @@ import kdsearch
 from kdsearch import kd_methods, proxies
 from kdsearch.kd_methods import DataSpec, Need
 from kdsearch.kd_methods.tap import Tap, probe
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.thinning import thin
 from kdsearch.search_space import students
@@ -171,7 +171,7 @@ def test_a_space_that_names_no_student_holds_every_family() -> None:
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
     fidelity = {"epochs": 4, "evaluations": 1, "rungs": [{"name": "full"}]}
-    return configs.check({**TINY, "teacher": {**TINY["teacher"], "epochs": 3}, "fidelity": fidelity}, "tiny")
+    return config_file.check({**TINY, "teacher": {**TINY["teacher"], "epochs": 3}, "fidelity": fidelity}, "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -216,8 +216,18 @@ def test_a_model_leans_towards_the_prior_until_values_are_known() -> None:
     flat = known(dict.fromkeys((0.0, 1.0, 2.0), 0.0), dict.fromkeys((0.0, 1.0, 2.0), 1.0))
     belief = Belief(Domain(abc), at={1.0: 4.0})
     assert {ask(abc, posterior=flat, belief=belief, seed=seed) for seed in range(9)} == {1.0}
-    often = evidence(v1=(20, 0.5))
-    assert ask(abc, posterior=flat, belief=belief, near=often) != 1.0
+    worse = known({0.0: 0.0, 1.0: -0.2, 2.0: 0.0}, dict.fromkeys((0.0, 1.0, 2.0), 1.0))
+    assert ask(abc, posterior=worse, belief=belief) == 1.0
+    assert ask(abc, posterior=worse, belief=belief, near=evidence(v1=(20, 0.5))) != 1.0
+
+
+def test_a_prior_that_prefers_nothing_changes_nothing_under_a_model() -> None:
+    abc = CategoricalDistribution(("a", "b", "c"))
+    posterior = known({0.0: 0.0, 1.0: 0.3, 2.0: 0.1}, {0.0: 0.5, 1.0: 0.1, 2.0: 0.3})
+    flat = Belief(Domain(abc), at=dict.fromkeys((0.0, 1.0, 2.0), 5.0))
+    for seed in range(9):
+        alone = ask(abc, posterior=posterior, seed=seed, near=evidence(v1=(3, 0.5)))
+        assert ask(abc, posterior=posterior, belief=flat, seed=seed, near=evidence(v1=(3, 0.5))) == alone
 
 
 def test_with_a_model_numbers_are_drawn_and_the_best_draw_is_taken() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.decomposed.names import DISTANCES, TRANSFORMS
+from kdsearch.kd_methods.decomposed.kdzero import Chain
+from kdsearch.kd_methods.decomposed.names import TRANSFORMS
 from kdsearch.kd_methods.method import FeatureMethod
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Signals
-from kdsearch.parameters import Choice, Float
+from kdsearch.parameters import Choice
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -45,7 +46,7 @@ def kdzero_features(
 
 
 @register
-class KDZeroFeatures(FeatureMethod):
+class KDZeroFeatures(Chain, FeatureMethod):
     """A candidate distiller of KD-Zero's space on the paired stages; the published input is the last one.
 
     A chain that does not fit its stages, or says the same of every student, is invalid. Where shapes differ, both maps
@@ -58,34 +59,20 @@ class KDZeroFeatures(FeatureMethod):
 
     name = "kdzero_features"
     title = "KD-Zero: Evolving Knowledge Distiller, on features"
-    paper = "NeurIPS 2023"
-    year = 2023
     additive = True
     spatial = True
-    searched = False
     functional = staticmethod(kdzero_features)
 
-    weight: float = Float(1.0, low=0.1, high=1000, log=True)
     first: str = Choice("identity", TRANSFORMS, doc="transform of both sides")
     second: str = Choice("identity", TRANSFORMS, doc="of what the first gives")
     third: str = Choice("identity", TRANSFORMS, doc="of what the second gives")
-    distance: str = Choice("l2", DISTANCES, doc="between what the third gives")
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
-        from kdsearch.kd_methods.decomposed.candidate import rule
         from kdsearch.kd_methods.decomposed.joining import JoinedStages
 
-        names = (self.first, self.second, self.third)
-        return JoinedStages(student.stages, teacher.stages, *rule(names, self.distance))
+        return JoinedStages(student.stages, teacher.stages, *self.rule())
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         pairs = self.parts(student.features, teacher.features)
-        return kdzero_features(
-            [s for s, _ in pairs],
-            [t for _, t in pairs],
-            first=self.first,
-            second=self.second,
-            third=self.third,
-            distance=self.distance,
-            generator=batch.generator,
-        )
+        s, t = [s for s, _ in pairs], [t for _, t in pairs]
+        return kdzero_features(s, t, **self.steps, generator=batch.generator)

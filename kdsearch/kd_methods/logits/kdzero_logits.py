@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.decomposed.names import DISTANCES, ON_VECTORS
+from kdsearch.kd_methods.decomposed.kdzero import Chain
+from kdsearch.kd_methods.decomposed.names import DISTANCES
 from kdsearch.kd_methods.method import LogitMethod
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Signals
-from kdsearch.parameters import Choice, Float
+from kdsearch.parameters import Choice
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -42,7 +43,7 @@ def kdzero_logits(
 
 
 @register
-class KDZeroLogits(LogitMethod):
+class KDZeroLogits(Chain, LogitMethod):
     """A candidate distiller of KD-Zero's space on the logits; see `kdzero_features`.
 
     Temperatures belong to the distances, as published, so that temperature policies leave it alone. The default is
@@ -51,32 +52,15 @@ class KDZeroLogits(LogitMethod):
 
     name = "kdzero_logits"
     title = "KD-Zero: Evolving Knowledge Distiller, on logits"
-    paper = "NeurIPS 2023"
-    year = 2023
-    searched = False
     functional = staticmethod(kdzero_logits)
 
-    weight: float = Float(1.0, low=0.1, high=1000, log=True)
-    first: str = Choice("identity", ON_VECTORS, doc="transform of both sides")
-    second: str = Choice("identity", ON_VECTORS, doc="of what the first gives")
-    third: str = Choice("identity", ON_VECTORS, doc="of what the second gives")
     distance: str = Choice("kl_t4", DISTANCES, doc="between what the third gives")
 
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module | None:
-        from kdsearch.kd_methods.decomposed.candidate import rule
         from kdsearch.kd_methods.decomposed.joining import JoinedVectors
 
-        names = (self.first, self.second, self.third)
-        JoinedVectors(student.classes, teacher.classes, *rule(names, self.distance))
+        JoinedVectors(student.classes, teacher.classes, *self.rule())
         return None
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
-        return kdzero_logits(
-            student.logits,
-            teacher.logits,
-            first=self.first,
-            second=self.second,
-            third=self.third,
-            distance=self.distance,
-            generator=batch.generator,
-        )
+        return kdzero_logits(student.logits, teacher.logits, **self.steps, generator=batch.generator)

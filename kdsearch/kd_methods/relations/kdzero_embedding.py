@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kdsearch.kd_methods.catalogue import register
-from kdsearch.kd_methods.decomposed.names import DISTANCES, ON_VECTORS
+from kdsearch.kd_methods.decomposed.kdzero import Chain
 from kdsearch.kd_methods.method import RelationMethod
 from kdsearch.kd_methods.signals import Batch, DataSpec, ModelSpec, Need, Needs, Signals
-from kdsearch.parameters import Choice, Float
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -40,7 +39,7 @@ def kdzero_embedding(
 
 
 @register
-class KDZeroEmbedding(RelationMethod):
+class KDZeroEmbedding(Chain, RelationMethod):
     """A candidate distiller of KD-Zero's space on the pooled embeddings; see `kdzero_features`.
 
     Where widths differ and the comparison needs them equal, a linear layer brings the student to the teacher's.
@@ -49,35 +48,16 @@ class KDZeroEmbedding(RelationMethod):
 
     name = "kdzero_embedding"
     title = "KD-Zero: Evolving Knowledge Distiller, on embeddings"
-    paper = "NeurIPS 2023"
-    year = 2023
     needs = Needs.of(Need.EMBEDDING)
-    searched = False
     functional = staticmethod(kdzero_embedding)
 
-    weight: float = Float(1.0, low=0.1, high=1000, log=True)
-    first: str = Choice("identity", ON_VECTORS, doc="transform of both sides")
-    second: str = Choice("identity", ON_VECTORS, doc="of what the first gives")
-    third: str = Choice("identity", ON_VECTORS, doc="of what the second gives")
-    distance: str = Choice("l2", DISTANCES, doc="between what the third gives")
-
     def bind(self, student: ModelSpec, teacher: ModelSpec, data: DataSpec) -> nn.Module:
-        from kdsearch.kd_methods.decomposed.candidate import rule
         from kdsearch.kd_methods.decomposed.joining import JoinedVectors
 
         if student.embedding is None or teacher.embedding is None:
             raise ValueError("kdzero_embedding compares embeddings; student and teacher must both have one")
-        names = (self.first, self.second, self.third)
-        return JoinedVectors(student.embedding, teacher.embedding, *rule(names, self.distance))
+        return JoinedVectors(student.embedding, teacher.embedding, *self.rule())
 
     def loss(self, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
         s, t = self.parts(student.embedding, teacher.embedding)
-        return kdzero_embedding(
-            s,
-            t,
-            first=self.first,
-            second=self.second,
-            third=self.third,
-            distance=self.distance,
-            generator=batch.generator,
-        )
+        return kdzero_embedding(s, t, **self.steps, generator=batch.generator)

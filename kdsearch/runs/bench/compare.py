@@ -48,7 +48,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Race:
-    """What every contender is given: trials, workers, the pruner's name, and as many seeds as there are replicates."""
+    """What every contender is given: trials, workers, the pruner's name, and as many seeds as there are replicates.
+
+    `informed` searchers know what a run tells those that ask: published defaults, and which choices are plain.
+    """
 
     trials: int = 200
     workers: int = 1
@@ -56,13 +59,15 @@ class Race:
     pruner: str = "none"
     finalists: int = 6
     metric: str | None = None
+    informed: bool = False
 
     def run(self, table: Table, contender: Contender, k: int) -> Trace:
         """Replicate k: its own seed of the searcher, and the scores of one of the table's seeds in turn."""
         config = RunConfig(pruner=PrunerConfig.model_validate({"name": self.pruner}))
+        known = _known(table, contender.name) if self.informed else {}
         return replay(
             table,
-            searchers.create(contender.name, seed=k, **contender.options),
+            searchers.create(contender.name, seed=k, **{**known, **contender.options}),
             trials=self.trials,
             workers=self.workers,
             seed=table.seeds[k % len(table.seeds)],
@@ -70,6 +75,15 @@ class Race:
             reduction=config.pruner.reduction,
             finalists=self.finalists,
         )
+
+
+def _known(table: Table, name: str) -> dict[str, Any]:
+    """What a run would tell this searcher of the space."""
+    from kdsearch.runs import assemble
+
+    space = table.grid.space
+    known = {"defaults": assemble.defaults(space), "priors": assemble.priors(space)}
+    return {key: value for key, value in known.items() if key in searchers.SEARCHERS[name].objects}
 
 
 @lru_cache(maxsize=1)

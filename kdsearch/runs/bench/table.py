@@ -16,7 +16,7 @@ import yaml
 
 from kdsearch.errors import UserError
 from kdsearch.registry import nearest
-from kdsearch.runs import config as configs
+from kdsearch.runs import config_file
 from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.fidelity import Fidelity
@@ -35,7 +35,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, G
     """
     data = yaml.safe_load(path.read_text())
     cells = data.pop("cells", {})
-    config = configs.check(configs.override(data, overrides), str(path))
+    config = config_file.check(config_file.override(data, overrides), str(path))
     return config, Grid(SearchSpace.from_dict(config.space), cells)
 
 

@@ -13,7 +13,7 @@ import yaml
 from kdsearch.errors import UserError
 from kdsearch.registry import load_plugins
 from kdsearch.runs import models
-from kdsearch.runs.config import without_password
+from kdsearch.runs.address import without_password
 from kdsearch.runs.finals import Standing
 from kdsearch.runs.ledger import RUNG
 from kdsearch.search_space.recipe import Recipe

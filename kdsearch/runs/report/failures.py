@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
 
-from kdsearch.runs.config import without_password
+from kdsearch.runs.address import without_password
 
 if TYPE_CHECKING:
     from kdsearch.runs.run import Run

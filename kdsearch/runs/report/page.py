@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdsearch import searchers
-from kdsearch.runs.config import RunConfig, without_password
+from kdsearch.runs.address import without_password
+from kdsearch.runs.config import RunConfig
 from kdsearch.runs.front import front
 from kdsearch.runs.progress import clock
 from kdsearch.runs.report import agreement, figures, ladder

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdsearch.runs.config import without_password
+from kdsearch.runs.address import without_password
 from kdsearch.runs.report import outcomes as o
 from kdsearch.runs.report.figures.style import BLUE, GREEN, GREY, ORANGE, RED, VIOLET, Panel, blank, quantile, wrapped
 
