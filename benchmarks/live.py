@@ -3,9 +3,10 @@
 python benchmarks/live.py [--config FILE] [--set KEY=VALUE ...] [--searcher NAME ...] [--seconds S] [--seeds N]
 
 A search is a whole run: rungs, pruner, published defaults, finals. Searchers take turns within a seed, so that a slow
-hour of the machine meets all of them. All start from the same teacher; assistants that one search has trained are
-unknown to the others. Judged is the finals' winner: its mean over the finals' seeds, beside the baselines of the same
-finals. Lines of JSON are appended to --out as runs end, and what is there is not run again.
+hour of the machine meets all of them. All start from the same teacher and what a random search before them has made it
+answer; assistants that one search has trained are unknown to the others. Judged is the finals' winner: its mean over
+the finals' seeds, beside the baselines of the same finals. Lines of JSON are appended to --out as runs end, and what is
+there is not run again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import click
 import torch
 
 import kdsearch
-from kdsearch.runs import assemble, config_file
+from kdsearch.runs import config_file
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.finals import Standing
 from kdsearch.runs.metrics import DIRECTIONS
@@ -49,18 +50,25 @@ def of_search(config: RunConfig, searcher: str, seed: int, seconds: float) -> Ru
     return RunConfig.model_validate({**config.model_dump(), **changes})
 
 
-def searched(config: RunConfig, teacher: Path) -> dict[str, Any]:
+SHARED = ("teacher", "signals", "prepared")
+"""What of a cache is the teacher's, and no search's own finding."""
+
+
+def searched(config: RunConfig, common: Path) -> dict[str, Any]:
     """One run, and what it handed out."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        # The run's folder may not be there yet, so its cache lies beside it.
-        cache = Path(folder) / "cache"
-        shutil.copytree(teacher, cache / "teacher")
+        cache = Path(folder) / "cache"  # beside the run's folder, which may not be there yet
+        for name in SHARED:
+            if (common / name).is_dir():
+                shutil.copytree(common / name, cache / name)
         began = time.perf_counter(), time.process_time()
         run = kdsearch.search(config.model_copy(update={"cache": str(cache)}), run_dir=place)
         spent = time.perf_counter() - began[0], time.process_time() - began[1]
         standings = {standing.role: standing for standing in run.standings}
-        winner = run.standings[0]
+        winner = run.finals.winner()
+        if winner is None:
+            raise click.ClickException(f"{config.searcher.name}, seed {config.seed}: no trial has finished")
         states = run.state()["trials"]
         found = {name: scores(standings[role]) for name, role in ROLES.items() if role in standings}
         return {
@@ -100,11 +108,14 @@ def main(
     known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(row["searcher"], row["seed"]) for row in known}
     with tempfile.TemporaryDirectory() as folder:
-        assemble.world(config, Path(folder), config.engine.device)
+        common = Path(folder)
+        if any((name, seed) not in done for name in names for seed in range(seeds)):
+            first = of_search(config, "random", seeds, seconds)
+            kdsearch.search(first.model_copy(update={"cache": str(common)}), run_dir=common / "first")
         for seed in range(seeds):
             for name in names:
                 if (name, seed) not in done:
-                    one = searched(of_search(config, name, seed, seconds), Path(folder) / "cache" / "teacher")
+                    one = searched(of_search(config, name, seed, seconds), common)
                     known.append({"searcher": name, "seed": seed, "seconds": seconds, **one})
                     with out.open("a") as file:
                         file.write(json.dumps(known[-1]) + "\n")

@@ -201,7 +201,6 @@ class FidelityConfig(Section):
     views: int | None = Field(None, ge=1)
     rungs: list[RungConfig] = Field(
         default_factory=lambda: [
-            RungConfig(name="glance", epochs=1 / 8, data=1 / 4, judge="likelihood"),
             RungConfig(name="eighth", epochs=1 / 8, judge="likelihood"),
             RungConfig(name="full"),
         ]

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -41,10 +41,11 @@ class Gate:
     """Stops students that proxies rank low. All it knows follows from the trials of the study.
 
     By one proxy: below the quantile of the scores of all trials so far. Combined: a combiner learns what the students
-    of finished rungs scored (the mean over a student's trials at the first trained rung, which every trial reaches that
-    passes here), and a student predicted below the quantile of the students seen is stopped once the combiner
-    has earned it on the students known by then. Proxies see architectures and not recipes, so a student is one
-    network however often it is proposed, and cross-validation never has it on both sides.
+    of finished rungs scored (the median of a student's trials at the first trained rung, which every trial reaches that
+    passes here: a recipe that blows up says nothing of its student), and a student predicted below the quantile of the
+    students seen is stopped once the combiner has earned it on the students known by then. Proxies see architectures
+    and not recipes, so a student is one network however often it is proposed, and cross-validation never has it on
+    both sides.
 
     Args:
         first: name of the first trained rung.
@@ -109,7 +110,7 @@ class Gate:
         if len(known) < self.settings.minimum:
             return None
         if self._learned is None:
-            rows, results = [student.row for student in known], [fmean(student.results) for student in known]
+            rows, results = [student.row for student in known], [median(student.results) for student in known]
             threshold, minimum = self.settings.threshold, self.settings.minimum
             shown = standing(rows, results, threshold=threshold, minimum=minimum)
             self._learned = Combiner.fit(rows, results), shown

@@ -11,8 +11,9 @@ import pytest
 
 from kdsearch.errors import UserError
 from kdsearch.runs import assemble, config_file
+from kdsearch.runs.config import ProxyConfig
 from kdsearch.runs.driver import Driver
-from kdsearch.runs.gate import one_student
+from kdsearch.runs.gate import Gate, one_student
 from kdsearch.runs.jobs import Job, RungResult
 from kdsearch.runs.report.agreement import agreements, combiner
 from kdsearch.runs.run import Run
@@ -177,3 +178,16 @@ def test_a_proxy_that_is_not_defined_for_a_student_is_worst_and_fails_nothing() 
     (row,) = scores(config, ["rnn:hidden=8"])
     assert row["naswot"] == -math.inf
     assert row["params"] > 0
+
+
+def test_a_recipe_that_blows_up_says_nothing_of_its_student() -> None:
+    gate = Gate(ProxyConfig(prune_by="combined", quantile=0.5, minimum=10), "short", "minimize")
+    students = [Recipe.from_dict({"student": {"family": "cnn", "channels": 4 + k}}).to_dict() for k in range(14)]
+    for k, student in enumerate(students):
+        gate.see(student, {"synflow": float(k), "params": float(k % 3)}, None)
+        for nll in (1.0 - k / 20, 1.01 - k / 20, 1e3 * k):  # the larger the student, the worse one of its recipes
+            gate.learn(student, nll)
+    assert gate.standing is not None
+    assert gate.standing.earned
+    assert gate.judge({"synflow": 0.0, "params": 1.0}, math.nan)[0]
+    assert not gate.judge({"synflow": 13.0, "params": 1.0}, math.nan)[0]

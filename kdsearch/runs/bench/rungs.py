@@ -19,16 +19,18 @@ def agreement(table: Table) -> list[dict[str, Any]]:
     """One row per rung: its cost beside the full training's, and Kendall's tau to what a recipe is worth.
 
     A rung is read under one seed, as a search reads it; what the recipe is worth is its mean on the test split over
-    the other seeds, so that no seed's luck is on both sides. The last row, the full training under one seed, is what no
-    rung can be expected to beat. `tau` is the mean over the seeds that are read, with a 90 % interval by the bootstrap
-    over recipes; `better_half` is the same among the recipes of the better half. Recipes that fail are left out.
+    the other seeds, so that no seed's luck is on both sides. (A table of one seed has no others, and flatters.) The
+    last row, the full training under one seed, is what no rung can be expected to beat. `tau` is the mean over the
+    seeds that are read, with a 90 % interval by the bootstrap over recipes; `better_half` is the same among the recipes
+    of the better half. Recipes that fail are left out.
     """
     frame = table.frame[table.frame["failure"].isna()]
     tests = frame.pivot(index="recipe", columns="seed", values=f"test_{table.metric}").dropna()
     sign = 1.0 if table.maximise else -1.0
     order = np.argsort(-sign * tests.mean(axis=1).to_numpy(), kind="stable")
     names = [str(name) for name in tests.index[order]]
-    worth = [sign * tests.drop(columns=seed).mean(axis=1).to_numpy()[order] for seed in table.seeds]
+    others = {seed: [k for k in table.seeds if k != seed] or [seed] for seed in table.seeds}
+    worth = [sign * tests[others[seed]].mean(axis=1).to_numpy()[order] for seed in table.seeds]
     full = table.rungs[-1].name
     paid = {rung.name: _mean(table, names, rung.name) for rung in table.rungs}
     draws = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
