@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from kdsearch import searchers
 from kdsearch.errors import UserError
+from kdsearch.runs import assemble
 from kdsearch.runs.bench import compare, load
 from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.bench.replay import Trace, replay
@@ -278,3 +279,19 @@ def test_the_stored_table_is_whole() -> None:
     assert {name for name, _ in table.entries} <= valid
     assert len(table.truth) > 0.99 * len(valid)
     assert len(table.entries) == len(table.seeds) * len({name for name, _ in table.entries})
+
+
+def test_informed_searchers_know_what_a_run_tells_those_that_ask() -> None:
+    """The same recipes as the same search by a sampler that was told by hand."""
+    table = bench_table.table()
+    race = compare.Race(trials=12, seeds=2, informed=True)
+    told = searchers.create(
+        "mcts", seed=1, defaults=assemble.defaults(table.grid.space), priors=assemble.priors(table.grid.space)
+    )
+    by_hand = replay(table, told, trials=12, seed=table.seeds[1])
+    assert race.run(table, compare.Contender.parse("mcts"), 1).recipes == by_hand.recipes
+    uninformed = compare.Race(trials=12, seeds=2)
+    assert uninformed.run(table, compare.Contender.parse("mcts"), 1).recipes != by_hand.recipes
+    for name in ("random", "tpe"):  # they ask for nothing
+        contender = compare.Contender.parse(name)
+        assert race.run(table, contender, 1).recipes == uninformed.run(table, contender, 1).recipes

@@ -221,6 +221,20 @@ def test_a_model_leans_towards_the_prior_until_values_are_known() -> None:
     assert ask(abc, posterior=worse, belief=belief, near=evidence(v1=(20, 0.5))) != 1.0
 
 
+def test_trials_outvote_a_prior_over_a_range_too() -> None:
+    """No draw from a range has been taken before; the decision has, in many trials."""
+    x = FloatDistribution(0, 1)
+
+    def posterior(values: Any) -> Any:
+        return np.where(values > 0.5, 0.2, 0.0), np.zeros(len(values))
+
+    belief = Belief(Domain(x), pieces=[4.0, 1.0])
+    many = Evidence(np.linspace(0, 1, 200), np.ones(200), np.full(200, 0.5))
+    early = [ask(x, posterior=posterior, belief=belief, prior_bias=2.0, seed=seed) for seed in range(20)]
+    late = [ask(x, posterior=posterior, belief=belief, prior_bias=2.0, near=many, seed=seed) for seed in range(20)]
+    assert np.mean(np.array(late) > 0.5) > np.mean(np.array(early) > 0.5)
+
+
 def test_a_prior_that_prefers_nothing_changes_nothing_under_a_model() -> None:
     abc = CategoricalDistribution(("a", "b", "c"))
     posterior = known({0.0: 0.0, 1.0: 0.3, 2.0: 0.1}, {0.0: 0.5, 1.0: 0.1, 2.0: 0.3})

@@ -75,9 +75,9 @@ def modelled(asked: Question, posterior: Posterior, options: MCTS, rng: Random) 
 
     The model takes what is still undecided as good trials decided it. That it could be decided better yet counts as
     `doubt` / (1 + n) more variance, where n trials took the value. A prior takes bias · (1 - weight) / (1 + n̄) away,
-    where the heaviest value weighs 1 and n̄ is the mean of n over the values: equal weights change nothing, and what
-    trials say outvotes any. Source: Tesauro et al., Bayesian inference in Monte-Carlo tree search, UAI 2010;
-    progressive bias: Chaslot et al., New Mathematics and Natural Computation 2008.
+    where the heaviest value weighs 1 and n̄ are the trials that took the decision, over the values in question: equal
+    weights change nothing, and what trials say outvotes any. Source: Tesauro et al., Bayesian inference in Monte-Carlo
+    tree search, UAI 2010; progressive bias: Chaslot et al., New Mathematics and Natural Computation 2008.
     """
     if asked.first is not None and asked.first not in asked.anywhere and asked.first not in asked.here:
         return asked.first
@@ -88,7 +88,8 @@ def modelled(asked: Question, posterior: Posterior, options: MCTS, rng: Random) 
     if asked.belief is not None and options.prior_bias:
         weights = np.array([asked.belief.weight(value) for value in values])
         unlikely = 1.0 - weights / max(1e-12, weights.max())
-        scores = scores - options.prior_bias * unlikely / (1.0 + visits.mean())
+        taken = float(asked.anywhere.visits.sum()) / len(values)
+        scores = scores - options.prior_bias * unlikely / (1.0 + taken)
     return max((score, rng.random(), value) for score, value in zip(scores.tolist(), values, strict=True))[2]
 
 
