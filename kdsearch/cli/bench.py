@@ -91,7 +91,8 @@ def rungs(path: Path, metric: str, as_json: bool) -> None:
     from kdsearch.runs.bench import load
     from kdsearch.runs.bench.rungs import agreement
 
-    rows = agreement(load(path, metric))
+    known = load(path, metric)
+    rows = agreement(known)
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -106,6 +107,7 @@ def rungs(path: Path, metric: str, as_json: bool) -> None:
     ]
     click.echo(table(shown))
     click.echo(
-        f"\n{rows[0]['recipes']} recipes. Tau: Kendall's, of the rung under one seed to the test {metric} under the "
-        "others, with its 90 % interval; the last row is what no rung can be expected to beat."
+        f"\n{rows[0]['recipes']} recipes. Tau: Kendall's, of the rung under one seed to the test {metric} under "
+        + ("the others" if len(known.seeds) > 1 else "the same seed, for there is no other: it flatters")
+        + ", with its 90 % interval; the last row is what no rung can be expected to beat."
     )
