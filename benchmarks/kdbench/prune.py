@@ -31,6 +31,11 @@ HERE = Path(__file__).parent
 Scores = dict[str, dict[str, float]]  # by recipe
 
 
+def student(table: Table, name: str) -> str:
+    """A recipe's student, as a key."""
+    return json.dumps(table.recipe(name).student.to_dict(), sort_keys=True)
+
+
 def scored(table: Table, config: RunConfig, cache: Path, names: tuple[str, ...]) -> Scores:
     """Every recipe's proxy scores; those of a student hold for all its recipes."""
     world = assemble.world(config, cache, "cpu")
@@ -38,11 +43,10 @@ def scored(table: Table, config: RunConfig, cache: Path, names: tuple[str, ...])
     known: Scores = {}
     out: Scores = {}
     for name in table.truth:
-        recipe = table.recipe(name)
-        student = json.dumps(recipe.student.to_dict(), sort_keys=True)
-        if student not in known:
-            known[student] = runner.scores(recipe, config.seed)
-        out[name] = known[student]
+        key = student(table, name)
+        if key not in known:
+            known[key] = runner.scores(table.recipe(name), config.seed)
+        out[name] = known[key]
     return out
 
 
@@ -81,7 +85,7 @@ def main(path: Path, config: Path, by: tuple[str, ...], metric: str, searches: i
     names = tuple(dict.fromkeys([*ProxyConfig().scored, *(name for name in by if name != COMBINED)]))
     with tempfile.TemporaryDirectory() as folder:
         scores = scored(table, settings, cache or Path(folder), names)
-    students = len({json.dumps(table.recipe(name).student.to_dict(), sort_keys=True) for name in table.truth})
+    students = len({student(table, name) for name in table.truth})
     click.echo(f"{len(ranked)} recipes of {students} students, {searches} searches\n")
     click.echo(
         "| prune_by | stopped | of the best 1 % | of the best 5 % | of the best quarter |\n" + "| --- " * 5 + "|"

@@ -6,6 +6,7 @@ import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -164,6 +165,11 @@ def priors(found: SearchSpace) -> dict[str, dict[str, float]]:
             own = NEUTRAL_WEIGHT if slot != "logits" else 1.0
             weights[slot] = {name: own if name == neutral else 1.0 for name in entries}
     return weights
+
+
+def knowledge(found: SearchSpace) -> dict[str, dict[str, Any]]:
+    """What a run tells searchers of its space, by the name under which they ask for it."""
+    return {"defaults": defaults(found), "priors": dict(priors(found))}
 
 
 def defaults(found: SearchSpace) -> dict[str, object]:

@@ -122,9 +122,7 @@ class Ledger:
 
     def inform(self, config: RunConfig, knowledge: Mapping[str, Any]) -> None:
         """Give the searcher what it may know of the space, as far as it takes it: defaults and priors."""
-        takes = searchers.SEARCHERS[config.searcher.name].objects
-        known = {key: value for key, value in knowledge.items() if key in takes}
-        options = known | dict(config.searcher.options)
+        options = searchers.asked(config.searcher.name, knowledge) | dict(config.searcher.options)
         self.study.sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
 
     @staticmethod

@@ -65,9 +65,7 @@ class Run:
         return ledger
 
     def _inform(self, ledger: Ledger) -> None:
-        space = self._space(ledger)
-        known = {"defaults": assemble.defaults(space), "priors": dict[str, Any](assemble.priors(space))}
-        ledger.inform(self.config, warm_start.informed(ledger, known))
+        ledger.inform(self.config, warm_start.informed(ledger, assemble.knowledge(self._space(ledger))))
 
     @cached_property
     def finals_ledger(self) -> Ledger:

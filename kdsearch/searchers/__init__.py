@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kdsearch.searchers.catalogue import SEARCHERS, MissingPackage, Searcher, create, names
+from kdsearch.searchers.catalogue import SEARCHERS, MissingPackage, Searcher, asked, create, names
 
 if TYPE_CHECKING:
     from kdsearch.searchers.mcts.picture import Node, tree
     from kdsearch.searchers.mcts.sampler import MCTSSampler
 
-__all__ = ["SEARCHERS", "MCTSSampler", "MissingPackage", "Node", "Searcher", "create", "names", "tree"]
+__all__ = ["SEARCHERS", "MCTSSampler", "MissingPackage", "Node", "Searcher", "asked", "create", "names", "tree"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +48,11 @@ register = SEARCHERS.register
 def names() -> list[str]:
     """All registered names."""
     return SEARCHERS.names()
+
+
+def asked(name: str, knowledge: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of what is known of a space that a searcher asks for."""
+    return {key: value for key, value in knowledge.items() if key in SEARCHERS[name].objects}
 
 
 def create(name: str, /, *, seed: int | None, **options: Any) -> BaseSampler:

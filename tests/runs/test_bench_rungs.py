@@ -50,7 +50,6 @@ def test_recipes_that_fail_are_left_out() -> None:
     assert agreement(bench_table.table(failing=failing))[0]["recipes"] == len(whole.truth) - 1
 
 
-@pytest.mark.skipif(not STORED.is_file(), reason="the stored table is not beside this checkout")
 def test_the_command_prints_what_the_stored_table_shows() -> None:
     found = json.loads(invoke("bench", "rungs", "--table", str(STORED), "--json").output)
     assert found[-1]["cost"] == 1.0

@@ -79,11 +79,9 @@ class Race:
 
 def _known(table: Table, name: str) -> dict[str, Any]:
     """What a run would tell this searcher of the space."""
-    from kdsearch.runs import assemble
+    from kdsearch.runs import assemble  # with torch, which nothing else here needs
 
-    space = table.grid.space
-    known = {"defaults": assemble.defaults(space), "priors": assemble.priors(space)}
-    return {key: value for key, value in known.items() if key in searchers.SEARCHERS[name].objects}
+    return searchers.asked(name, assemble.knowledge(table.grid.space))
 
 
 @lru_cache(maxsize=1)
