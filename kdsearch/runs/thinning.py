@@ -8,15 +8,11 @@ built network.
 from __future__ import annotations
 
 import copy
-import inspect
-import sys
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from torch import Tensor, nn
 
 from kdsearch.kd_methods.dry_run import evaluating
 from kdsearch.kd_methods.probe import probe
+from kdsearch.runs.deadline import deadline
 from kdsearch.runs.fidelity import Keep
 from kdsearch.search_space.students.family import StudentFamily
 from kdsearch.search_space.students.measure import macs
@@ -167,7 +164,7 @@ def _cut(model: nn.Module, input_shape: InputShape, keep: Keep, seed: int, time_
         for part in model.modules()
         if isinstance(getattr(part, "qkv", None), nn.Linear) and isinstance(getattr(part, "num_heads", None), int)
     ]
-    with _seeded(seed), _deadline(time_limit) as in_time, evaluating(model), warnings.catch_warnings():
+    with _seeded(seed), deadline(time_limit) as in_time, evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = torch_pruning.pruner.BasePruner(
             model,
@@ -221,28 +218,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[Callable[[], None]]:
-    """Raises TimeoutError in this thread once its processor time is over, at a function call of whatever code runs.
-
-    Foreign code offers no other place to stop it. Gives a function that checks the time as well, for where an exception
-    raised so is swallowed (by a generator that is being closed, say), since that ends the watch.
-    """
-    end = time.thread_time() + seconds
-    before = sys.getprofile()
-
-    def check() -> None:
-        if time.thread_time() > end:
-            raise TimeoutError(f"not done within {seconds:g} s")
-
-    def watch(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and not frame.f_code.co_flags & inspect.CO_GENERATOR:
-            check()
-
-    sys.setprofile(watch)
-    try:
-        yield check
-    finally:
-        sys.setprofile(before)
