@@ -25,9 +25,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
+from kdsearch import yaml_text
 from kdsearch.errors import TrialFailure
 from kdsearch.runs import assemble
 from kdsearch.runs.bench.table import read_config
@@ -197,7 +197,7 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     settings, cells = read_config(config, overrides)
-    given = {key: yaml.safe_load(f"[{values}]") for key, _, values in (axis.partition("=") for axis in axes)}
+    given = {key: yaml_text.load(f"[{values}]") for key, _, values in (axis.partition("=") for axis in axes)}
     points = grid(given or AXES)
     rows = Rows(out)
     sign = 1.0 if DIRECTIONS[settings.metric] == "maximize" else -1.0

@@ -20,8 +20,7 @@ from kdsearch.errors import UserError
 @reported
 def space(config: str | None, overrides: tuple[str, ...], as_yaml: bool, sample: int | None) -> None:
     """Print the search space of a config."""
-    import yaml
-
+    from kdsearch import yaml_text
     from kdsearch.search_space.space import SearchSpace
 
     found = SearchSpace.from_dict(read_config(config, overrides, {}).space)
@@ -29,7 +28,7 @@ def space(config: str | None, overrides: tuple[str, ...], as_yaml: bool, sample:
         for seed in range(sample):
             click.echo(found.sample(seed).equation())
     else:
-        click.echo(yaml.safe_dump(found.to_dict(), sort_keys=False) if as_yaml else found.describe())
+        click.echo(yaml_text.dump(found.to_dict()) if as_yaml else found.describe())
 
 
 def _listing(name: str, help_text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from kdsearch import yaml_text
 from kdsearch.errors import UserError
 from kdsearch.registry import nearest
 from kdsearch.runs.address import without_password
@@ -31,7 +32,7 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
     except OSError as error:
         raise UserError(f"config: cannot read {str(source)!r}: {error.strerror}") from None
     try:
-        data = yaml.safe_load(text) or {}
+        data = yaml_text.load(text) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark is not None else ""
@@ -60,7 +61,7 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"--set {item!r}: {parent} is not a section")
             where = inner
         try:
-            where[last] = yaml.safe_load(value)
+            where[last] = yaml_text.load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {item!r}: the value is not readable as YAML") from None
     return data
@@ -109,4 +110,4 @@ def write(config: RunConfig, path: Path) -> None:
         data["study"]["storage"] = without_password(config.study.storage)
     if config.warm_start.storage is not None:
         data["warm_start"]["storage"] = without_password(config.warm_start.storage)
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    path.write_text(yaml_text.dump(data))

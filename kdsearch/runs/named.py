@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from kdsearch import yaml_text
 from kdsearch.errors import UserError
 
 
@@ -24,7 +25,7 @@ def parse_named(text: str, where: str, kind: str) -> tuple[str, dict[str, Any]]:
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         try:
-            options[key] = yaml.safe_load(value)
+            options[key] = yaml_text.load(value)
         except yaml.YAMLError:
             equals = ""
         if not equals:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kdsearch import yaml_text
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, KDMethod
 from kdsearch.parameters import Choices, Declared, Parameter
 from kdsearch.registry import Registry, nearest
@@ -49,7 +48,7 @@ def with_preset(data: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     if name not in presets():
         problems.append(f"space.preset cannot be {name!r}; {nearest(name, presets())}")
         return own
-    return {**yaml.safe_load((PRESETS / f"{name}.yaml").read_text()), **own}
+    return {**yaml_text.load((PRESETS / f"{name}.yaml").read_text()), **own}
 
 
 def read_slot(slot: str, entries: Any, problems: list[str]) -> dict[str, dict[str, Parameter]]:

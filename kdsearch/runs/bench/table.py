@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from kdsearch import yaml_text
 from kdsearch.errors import UserError
 from kdsearch.registry import nearest
 from kdsearch.runs import config_file
@@ -33,7 +33,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, G
     Raises:
         UserError: as for any config.
     """
-    data = yaml.safe_load(path.read_text())
+    data = yaml_text.load(path.read_text())
     cells = data.pop("cells", {})
     config = config_file.check(config_file.override(data, overrides), str(path))
     return config, Grid(SearchSpace.from_dict(config.space), cells)

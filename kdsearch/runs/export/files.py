@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from kdsearch import yaml_text
 from kdsearch.errors import UserError
 from kdsearch.registry import load_plugins
 from kdsearch.runs import models
@@ -68,7 +69,7 @@ def write_recipe(run: Run, winner: Standing, path: Path) -> None:
     }
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(HEADER.format(name=path.name) + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    partial.write_text(HEADER.format(name=path.name) + yaml_text.dump(data))
     partial.replace(path)
 
 
@@ -107,7 +108,7 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
         UserError: unreadable, or not a recipe.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml_text.load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"recipe: cannot read {str(path)!r}: {error.strerror}") from None
     except yaml.YAMLError as error:

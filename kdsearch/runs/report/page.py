@@ -9,11 +9,10 @@ from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from kdsearch import searchers
+from kdsearch import searchers, yaml_text
 from kdsearch.runs.address import without_password
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.front import front
@@ -128,7 +127,7 @@ def environment(run: Run) -> dict[str, Any]:
 def resolved(config: RunConfig) -> str:
     """The config as YAML, without a password."""
     # Wide, so that no URL is broken over two lines, where its password would not be known for one.
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=10**6)
+    text = yaml_text.dump(config.model_dump(mode="json"), width=10**6)
     return without_password(text)
 
 
