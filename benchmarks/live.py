@@ -6,7 +6,7 @@ A search is a whole run: rungs, pruner, published defaults, finals. Searchers ta
 hour of the machine meets all of them. All start from the same teacher and what a random search before them has made it
 answer; assistants that one search has trained are unknown to the others. Judged is the finals' winner: its mean over
 the finals' seeds, beside the baselines of the same finals. Lines of JSON are appended to --out as runs end, and what is
-there is not run again.
+there is not run again; an --out of another config or time is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kdsearch.runs.finals import Standing
 from kdsearch.runs.metrics import DIRECTIONS
 from kdsearch.runs.named import parse_named
 from kdsearch.runs.report.intervals import Estimate, estimate, paired
+from kdsearch.search_space.recipe import content_hash
 
 SEARCHERS = ("random", "tpe", "nsga2", "gp", "evolution", "nni:tuner=tpe", "kdzero", "autokd", "mcts")
 ROLES = {"none": "baseline:none", "kd": "baseline:kd"}
@@ -48,6 +49,11 @@ def of_search(config: RunConfig, searcher: str, seed: int, seconds: float) -> Ru
         "cache": None,
     }
     return RunConfig.model_validate({**config.model_dump(), **changes})
+
+
+def in_common(config: RunConfig, seconds: float) -> str:
+    """What all searches of one file have in common, as a short name: all but their searcher and seed."""
+    return content_hash(of_search(config, "random", 0, seconds).model_dump(mode="json"))
 
 
 SHARED = ("teacher", "signals", "prepared")
@@ -81,6 +87,18 @@ def searched(config: RunConfig, common: Path) -> dict[str, Any]:
         }
 
 
+def known(out: Path, settings: str) -> list[dict[str, Any]]:
+    """The rows that are there. A last line that was cut short by a kill is taken off."""
+    text = out.read_text() if out.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        out.write_text(whole)
+    rows = [json.loads(line) for line in whole.splitlines()]
+    if any(row.get("settings") != settings for row in rows):
+        raise click.ClickException(f"--out: {out} holds searches of another config or time; name another file")
+    return rows
+
+
 def scores(standing: Standing) -> dict[str, float]:
     return {"validation": standing.mean, "test": fmean(standing.test) if standing.test else float("nan")}
 
@@ -105,8 +123,9 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     config = config_file.read(path, overrides)
-    known = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    done = {(row["searcher"], row["seed"]) for row in known}
+    settings = in_common(config, seconds)
+    rows = known(out, settings)
+    done = {(row["searcher"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         common = Path(folder)
         if any((name, seed) not in done for name in names for seed in range(seeds)):
@@ -116,11 +135,11 @@ def main(
             for name in names:
                 if (name, seed) not in done:
                     one = searched(of_search(config, name, seed, seconds), common)
-                    known.append({"searcher": name, "seed": seed, "seconds": seconds, **one})
+                    rows.append({"searcher": name, "seed": seed, "settings": settings, "seconds": seconds, **one})
                     with out.open("a") as file:
-                        file.write(json.dumps(known[-1]) + "\n")
+                        file.write(json.dumps(rows[-1]) + "\n")
                     click.echo(f"{name}, seed {seed}: {one['recipe']}, test {one['winner']['test']:.4f}", err=True)
-    report([row for row in known if row["searcher"] in names and row["seed"] < seeds], config.metric)
+    report([row for row in rows if row["searcher"] in names and row["seed"] < seeds], config.metric)
 
 
 def report(rows: Sequence[dict[str, Any]], metric: str) -> None:

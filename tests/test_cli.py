@@ -70,6 +70,20 @@ def test_score_ranks_given_students() -> None:
     assert set(rows[0]) > {"diswot", "synflow"}
 
 
+def test_score_without_students_takes_those_of_the_space() -> None:
+    space = "space.student={cnn: {channels: 4, stages: 2}}"
+    result = invoke("score", "--set", space, "--set", "proxies.names=[synflow]", "--json")
+    assert result.exit_code == 0, result.output
+    assert [row["student"] for row in json.loads(result.stdout)] == ["cnn:channels=4,stages=2"]
+
+
+@pytest.mark.parametrize("option", [("--proxy", "synflow"), ("--seeds", "1"), ("--batch", "7")])
+def test_score_does_not_drop_what_is_for_a_truth(option: tuple[str, str]) -> None:
+    result = invoke("score", "--student", "cnn", *option)
+    assert result.exit_code == 2
+    assert result.stderr == f"kdsearch: {option[0]}: only with --truth\n"
+
+
 def test_dry_run_says_what_it_would_cost_and_keeps_nothing(tmp_path: Path) -> None:
     result = command("run", write_config(tmp_path), "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -93,6 +107,18 @@ BAD_CONFIGS = [
     ),
     ({"searcher": {"name": "mcts", "options": {"explore": 1}}}, "no option 'explore'; did you mean 'exploration'"),
     ({"proxies": {"names": ["diswott"]}}, "did you mean 'diswot'"),
+    ({"space": []}, "config.yaml: space: Input should be a valid dictionary"),
+    ({"space": {"logits": [["kd"]]}}, "space.logits must list names or map them to ranges, not [['kd']]"),
+    (
+        {"space": {"logits": {"kd": {"temperature": {"values": 4}}}}},
+        "space.logits.kd.temperature takes values as a list with at least one of them, not 4",
+    ),
+    (
+        {"space": {"logits": {"kd": {"temperature": {"values": []}}}}},
+        "space.logits.kd.temperature takes values as a list with at least one of them, not []",
+    ),
+    ({"teachers": [{"epoch": 2}]}, "unknown key 'teachers.0.epoch'; did you mean 'epochs'?"),
+    ({"budget": {"trials": True}}, "budget.trials = True: cannot be true or false"),
     ({"seed": -1}, "seed = -1: Input should be greater than or equal to 0"),
     ({"data": {"name": "digit"}}, "did you mean 'digits'"),
     ({"data": {"name": "cifar10"}}, "data.root: cifar10 needs the folder"),

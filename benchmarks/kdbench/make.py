@@ -3,7 +3,7 @@
 python benchmarks/kdbench/make.py [--config CONFIG] [--seeds N] [--part K/N] [--out FILE]
 python benchmarks/kdbench/make.py [--config CONFIG] --pack TABLE.parquet FILE...
 
-The first takes hours and goes on where it stopped.
+The first takes hours and goes on where it stopped. The second takes the same --set as the first.
 
 Recipes are trained once per seed and rung; lines of JSON are appended to --out as they come, and lines that are there
 are not made again. Several processes share the work by --part. Costs are processor seconds of this process.
@@ -23,6 +23,7 @@ import torch
 
 from kdsearch.errors import TrialFailure
 from kdsearch.runs import assemble
+from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.bench.table import described, pack, read_config
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.distil import Distilled, distil
@@ -30,6 +31,7 @@ from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.metrics import evaluate
 from kdsearch.runs.settings import Seeds
 from kdsearch.runs.sizes import Sizes
+from kdsearch.runs.teacher import untrained
 from kdsearch.runs.world import World
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.validity import problem
@@ -80,6 +82,13 @@ def known(path: Path) -> set[tuple[str, int]]:
     return {(row["recipe"], row["seed"]) for row in rows}
 
 
+def invalid(config: RunConfig, grid: Grid) -> list[str]:
+    """Recipes of the grid that cannot work, by hash. What the teacher has learnt does not matter to that."""
+    data = assemble.data(config, torch.device("cpu"))
+    spec = untrained(config, data, assemble.settings(config)).spec
+    return [recipe.hash for recipe in grid.recipes() if problem(recipe, spec, data.classes) is not None]
+
+
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), default=Path(__file__).parent / "digits.yaml")
 @click.option("--seeds", default=2, show_default=True)
@@ -104,7 +113,8 @@ def main(
     torch.set_num_threads(1)
     settings, grid = read_config(config, overrides)
     if target is not None:
-        click.echo(pack(target, settings, grid, [json.loads(x) for f in files for x in f.read_text().splitlines()]))
+        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        click.echo(pack(target, settings, grid, rows, invalid(settings, grid)))
         return
     k, n = (int(piece) for piece in part.split("/"))
     recipes = list(grid.recipes())

@@ -30,7 +30,12 @@ def bench() -> None:
 @click.option("--finalists", type=click.IntRange(min=1), default=6, show_default=True, help="Compared in the end.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Real ones.")
 @click.option("--informed", is_flag=True, help="Tell searchers what a run tells them: published defaults, priors.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write the curves as an HTML page.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write the curves as an HTML page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @reported
 def searchers(
@@ -58,6 +63,9 @@ def searchers(
     except ValueError as error:
         raise UserError(f"--pruner: {error}") from None
     known = load(path, metric)
+    known.check_whole()
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
     results = compare.run(path, contenders, race, processes=processes, say=lambda line: click.echo(line, err=True))
     rows = compare.rows(results)
     if plot is not None:

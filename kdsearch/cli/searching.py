@@ -58,7 +58,7 @@ def run(
 @click.option("--json", "as_json", is_flag=True, help="Progress and result as JSON lines.")
 @reported
 def resume(run_dir: str, trials: int | None, budget: str | None, quiet: bool, as_json: bool) -> None:
-    """Go on with a run that was stopped, killed or finished; also with more trials or time."""
+    """Go on with a run that was stopped, killed or finished; a budget named here replaces the one it had."""
     from kdsearch.runs.config import parse_duration
     from kdsearch.runs.run import resume as reopen
 

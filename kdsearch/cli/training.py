@@ -45,9 +45,9 @@ def train(recipe: str, config: str | None, overrides: tuple[str, ...], seed: int
         click.echo(f"  {note}", err=True)
     metric = settings.metric
     click.echo(f"validation {metric} {student.validation[metric]:.4f}   test {metric} {student.test[metric]:.4f}")
-    reported_scores = (provenance.get("validation") or {}).get("seeds") or []
-    if seed < len(reported_scores):
-        click.echo(f"reported for this seed: validation {metric} {reported_scores[seed]:.4f}")
+    by_seed = (provenance.get("validation") or {}).get("seeds")
+    if isinstance(by_seed, dict) and seed in by_seed:  # recipe files of earlier versions do not say which seed is which
+        click.echo(f"reported for this seed: validation {metric} {by_seed[seed]:.4f}")
     click.echo(str(folder / "student.safetensors"))
 
 
@@ -92,8 +92,8 @@ def teachers(
 @click.option("--student", "students", multiple=True, metavar="FAMILY[:KEY=VALUE,...]", help="A student to score.")
 @click.option("--truth", metavar="FILE", help="Students with known accuracies; how well each proxy orders them.")
 @click.option("--proxy", "names", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="With --truth: not all of them.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="With --truth: averaged over.")
-@click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True, help="With --truth: images.")
+@click.option("--seeds", type=click.IntRange(min=1), show_default="1", help="With --truth: averaged over.")
+@click.option("--batch", type=click.IntRange(min=2), show_default="32", help="With --truth: images.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @reported
 def score(
@@ -102,16 +102,19 @@ def score(
     students: tuple[str, ...],
     truth: str | None,
     names: tuple[str, ...],
-    seeds: int,
-    batch: int,
+    seeds: int | None,
+    batch: int | None,
     as_json: bool,
 ) -> None:
     """Training-free proxy scores of students beside the config's teacher; or of how much worth they are."""
     if truth is not None:
         if students:
             raise UserError("--student: the students are those of --truth; leave one of them out")
-        _score_truth(config, overrides, truth, names, seeds, batch, as_json)
+        _score_truth(config, overrides, truth, names, seeds or 1, batch or 32, as_json)
         return
+    for option, value in (("--proxy", names), ("--seeds", seeds), ("--batch", batch)):
+        if value:
+            raise UserError(f"{option}: only with --truth")
     from kdsearch.runs.scoring import scores
 
     rows = scores(read_config(config, overrides, {}), students)

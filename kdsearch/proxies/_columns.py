@@ -67,6 +67,8 @@ class Columns:
         """Standardised scores, [N, P]."""
         found = _transformed(scores, self.sign)
         found = np.where(np.isfinite(found), found, self.worst)
+        beyond = (self.sign != 0) & (self.sign * scores <= 0)  # no logarithm, and yet on a known side of all seen
+        found = np.where(beyond, np.where(self.sign < 0, math.inf, -math.inf), found)
         return np.clip((found - self.mean) / self.spread, self.low, self.high)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 SCALE = re.compile(r"gamma|gain|alpha|scale|^ls\d*$|^weight$")
 """Names of a block's own factor on its residual branch."""
@@ -26,7 +27,7 @@ def fresh(module: nn.Module, seed: int, *, gaussian: bool) -> nn.Module:
     depth are off, so that a score is a function of the seed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # the CPU's alone: no other generator is touched
         out = copied(module).to("cpu").float()
         for layer in out.modules():
             reset = getattr(layer, "reset_parameters", None)
@@ -34,7 +35,7 @@ def fresh(module: nn.Module, seed: int, *, gaussian: bool) -> nn.Module:
                 reset()
             else:
                 _draw_own(layer)
-            if isinstance(layer, NORMS):
+            if is_norm(layer):
                 for name, value in (("weight", 1.0), ("bias", 0.0)):
                     parameter = getattr(layer, name, None)
                     if parameter is not None:
@@ -73,6 +74,16 @@ def frozen_statistics(module: nn.Module, images: Tensor) -> nn.Module:
     with torch.no_grad():
         module(images)
     return module.eval()
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises. Not all releases of timm have all of its own layers: they are told by their names."""
+    return isinstance(layer, NORMS) or called(layer, "(Rms|Simple)Norm")
+
+
+def called(layer: nn.Module, pattern: str) -> bool:
+    """Whether the name of its class, or of one that it derives from, begins with a pattern."""
+    return any(re.match(pattern, cls.__name__) for cls in type(layer).__mro__)
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -31,12 +31,17 @@ def gradient_gram(model: nn.Module, images: Tensor, scalar: Callable[[Tensor], T
 
     No sample may depend on another: batch normalisation must be in evaluation mode. A sample's gradient on the
     weight of a convolution or a linear layer is a product of what entered it and what came back to its output, summed
-    over positions; on other layers, such as recurrent ones, all samples are differentiated as one batch.
+    over positions; on other layers, such as recurrent ones or linear ones on tokens that are not sample by sample, all
+    samples are differentiated as one batch.
     """
     uses: dict[int, _Use] = {}
+    refused: set[int] = set()
 
     def keep(layer: Any, given: tuple[Any, ...], output: Any) -> Any:
-        if len(given) != 1 or len(given[0]) % len(images):
+        rows = len(given[0]) if len(given) == 1 else 0
+        folded = rows % len(images) == 0 and (isinstance(layer, nn.Conv2d) or given[0].ndim == 2)  # sample by sample
+        if not rows or not (folded or rows == len(images)):
+            refused.add(id(layer.weight))
             return None
         use = uses.setdefault(id(layer.weight), _Use(layer))
         use.entered.append(given[0].detach())
@@ -47,12 +52,15 @@ def gradient_gram(model: nn.Module, images: Tensor, scalar: Callable[[Tensor], T
     try:
         with plain_kernels(model):
             scalars = scalar(logits_of(model, images))
+            uses = {key: use for key, use in uses.items() if key not in refused}
             outputs = [output for use in uses.values() for output in use.outputs]
             others = [weight for weight in weights(model) if id(weight) not in uses]
-            returned = torch.autograd.grad(
-                scalars.sum(), outputs, retain_graph=bool(others), allow_unused=True, materialize_grads=True
-            )
             gram = images.new_zeros(len(images), len(images), dtype=torch.float64)
+            returned: tuple[Tensor, ...] = ()
+            if outputs:
+                returned = torch.autograd.grad(
+                    scalars.sum(), outputs, retain_graph=bool(others), allow_unused=True, materialize_grads=True
+                )
             if others:
                 gram += _batched(scalars, others)
     finally:

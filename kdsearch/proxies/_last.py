@@ -14,6 +14,7 @@ from kdsearch.kd_methods import Need
 from kdsearch.kd_methods.signals import ModelSpec, Signals
 from kdsearch.kd_methods.tap import Tap, probe
 from kdsearch.proxies._fresh import batch_statistics
+from kdsearch.proxies._weights import within
 
 Pass = Callable[[Tensor], tuple[Tensor, Signals]]
 
@@ -43,31 +44,24 @@ def seen_by(model: nn.Module, images: Tensor) -> ModelSpec:
     return probe(model, (images.shape[1], images.shape[2], images.shape[3]))
 
 
-def last_map_and_gradient(model: nn.Module, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The last stage's output [B, ...] and d cross-entropy / d classifier weight [K, C], batch statistics in force.
+def map_and_classifier(
+    model: nn.Module, images: Tensor, target: Tensor, of: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """The last stage's output [B, ...] and, as `of` says, of the classifier [K, C]: d cross-entropy / d weight
+    ("loss"), the weight itself ("weight"), or nothing (None). Batch statistics are in force.
 
     Raises:
-        ValueError: the model has no linear classifier.
+        ValueError: the model has no linear classifier to read.
     """
     spec = seen_by(model, images)
-    if spec.classifier is None:
+    if of is not None and spec.classifier is None:
         raise ValueError("the model has no linear classifier, so it has no semantic similarity")
-    layer: Any = model.get_submodule(spec.classifier)
     with last_map(model, spec, Need.LOGITS) as run:
         found, signals = run(images)
-    usable = target % spec.classes  # a teacher of other classes still has a gradient to look at
-    (gradient,) = torch.autograd.grad(F.cross_entropy(signals.logits, usable), layer.weight)
-    return found.detach(), gradient.flatten(1)
-
-
-def classifier_weight(model: nn.Module, images: Tensor) -> Tensor:
-    """The classifier's own weight, [K, C].
-
-    Raises:
-        ValueError: the model has no linear classifier.
-    """
-    path = seen_by(model, images).classifier
-    if path is None:
-        raise ValueError("the model has no linear classifier, so it has no semantic similarity")
-    layer: Any = model.get_submodule(path)
-    return layer.weight.detach().flatten(1)
+    if of is None:
+        return found.detach(), None
+    layer: Any = model.get_submodule(str(spec.classifier))
+    read = layer.weight
+    if of == "loss":
+        (read,) = torch.autograd.grad(F.cross_entropy(signals.logits, within(target, spec.classes)), read)
+    return found.detach(), read.detach().flatten(1)

@@ -46,6 +46,13 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
+def within(target: Tensor, classes: int) -> Tensor:
+    """Labels folded into so many classes: a teacher of fewer still has gradients to look at. What has no label keeps
+    none, and cross-entropy leaves it out.
+    """
+    return torch.where(target < 0, target, target % classes)
+
+
 def gradients(model: nn.Module, images: Tensor, target: Tensor, on: Sequence[Tensor]) -> list[Tensor]:
     """d mean cross-entropy / d each of `on`; zero where the loss does not depend on it."""
     loss = F.cross_entropy(logits_of(model, images), target)

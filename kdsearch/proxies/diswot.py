@@ -149,26 +149,29 @@ class DisWOT(Proxy):
         assert teacher is not None
         images, target = images.detach().cpu().float(), target.detach().cpu()
         with torch.enable_grad():
-            s_map, s_gradient = self._seen(student, images, target, seed)
-            question = (self.name, seed, self.init, self.gradient)
+            s_map, s_read = self._seen(student, images, target, seed)
+            question = (self.name, seed, self.init, self._reads)
             # Another seed than the student's: equal architectures would be equal networks, and as alike as can be.
-            t_map, t_gradient = remembered(
+            t_map, t_read = remembered(
                 teacher, question, images, target, lambda: self._seen(teacher, images, target, seed + 1)
             )
         parts = []
         if self.part != "semantic":
             parts.append(self._relation(s_map, t_map))
-        if self.part == "semantic" or (self.part == "sum" and len(s_gradient) == len(t_gradient)):
-            parts.append(semantic_similarity(*_one_width(s_gradient, t_gradient)))
+        if s_read is not None and t_read is not None and (self.part == "semantic" or len(s_read) == len(t_read)):
+            parts.append(semantic_similarity(*_one_width(s_read, t_read)))
         return float(sum(parts))
 
-    def _seen(self, network: nn.Module, images: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    @property
+    def _reads(self) -> str | None:
+        return None if self.part == "relation" else self.gradient
+
+    def _seen(self, network: nn.Module, images: Tensor, target: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
         from kdsearch.proxies._fresh import fresh
-        from kdsearch.proxies._last import classifier_weight, last_map_and_gradient
+        from kdsearch.proxies._last import map_and_classifier
 
         model = fresh(network, seed, gaussian=self.init == "gaussian")
-        found, gradient = last_map_and_gradient(model, images, target)
-        return found, gradient if self.gradient == "loss" else classifier_weight(model, images)
+        return map_and_classifier(model, images, target, self._reads)
 
     def _relation(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
         if self.similarity == "samples":

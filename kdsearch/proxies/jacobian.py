@@ -44,10 +44,11 @@ def epe_nas(jacobian: Tensor, target: Tensor, classes: int) -> Tensor:
     summed distances to all classes.
 
     Args:
-        jacobian: [B, D], computed in float64; target: [B].
+        jacobian: [B, D], computed in float64; target: [B], negative where there is no label, which leaves a row out.
     """
     from kdsearch.proxies._spectrum import correlation
 
+    jacobian, target = jacobian[target >= 0], target[target >= 0]
     logs = (correlation(jacobian).abs() + EPSILON).log()
     present, index, counts = target.unique(return_inverse=True, return_counts=True)
     within = logs.masked_fill(index[:, None] != index[None, :], 0).sum(1)

@@ -26,14 +26,14 @@ def tangent_kernel(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def loss_kernel(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """[B, B] inner products of the gradients, on all weights, of each image's cross-entropy."""
+    """[B, B] inner products of the gradients, on all weights, of each image's cross-entropy; 0 without a label."""
     import torch.nn.functional as F
 
     from kdsearch.proxies._kernel import gradient_gram
+    from kdsearch.proxies._weights import within
 
     def losses(logits: Tensor) -> Tensor:
-        usable = target % logits.shape[1]  # a teacher of other classes still has gradients to look at
-        return F.cross_entropy(logits, usable, reduction="none")
+        return F.cross_entropy(logits, within(target, logits.shape[1]), reduction="none")
 
     return gradient_gram(model, images, losses)
 

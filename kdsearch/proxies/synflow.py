@@ -26,12 +26,12 @@ def synflow(model: nn.Module, input_shape: tuple[int, int, int], *, normalised: 
     from torch import nn
 
     from kdsearch.proxies._attention import AveragingAttention
-    from kdsearch.proxies._fresh import BATCH_NORMS, NORMS, batch_statistics
+    from kdsearch.proxies._fresh import BATCH_NORMS, batch_statistics, is_norm
 
     model = batch_statistics(model.double())
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, NORMS) and not (normalised and isinstance(child, BATCH_NORMS)):
+            if is_norm(child) and not (normalised and isinstance(child, BATCH_NORMS)):
                 setattr(parent, name, nn.Identity())
     with torch.no_grad():
         for value in model.state_dict().values():

@@ -40,13 +40,14 @@ def log_change(before: Tensor, after: Tensor, *, norm: str = "euclidean") -> Ten
 def variances_of(model: nn.Module, *, unbiased: bool = False) -> Iterator[list[Tensor]]:
     """While entered, each pass appends the variance that a normalisation layer divides by, in the order of calls.
 
-    [C] for batch normalisation, over batch and positions; one for each row of layer normalisation and for each group
-    and image of group normalisation.
+    [C] for batch normalisation, over batch and positions; one for each row of layer normalisation, whose channels may
+    come first, for each group and image of group normalisation and each channel and image of instance normalisation.
+    Root-mean-square normalisation divides by the mean square, which is taken for its variance.
     """
     import torch
     from torch import nn
 
-    from kdsearch.proxies._fresh import BATCH_NORMS, NORMS
+    from kdsearch.proxies._fresh import BATCH_NORMS, INSTANCE_NORMS, called, is_norm
 
     found: list[Tensor] = []
 
@@ -56,11 +57,15 @@ def variances_of(model: nn.Module, *, unbiased: bool = False) -> Iterator[list[T
             rows = x.transpose(0, 1).flatten(1)
         elif isinstance(layer, nn.GroupNorm):
             rows = x.reshape(len(x) * layer.num_groups, -1)
+        elif isinstance(layer, INSTANCE_NORMS):
+            rows = x.flatten(2)
         else:
-            rows = x.flatten(-len(layer.normalized_shape))
-        found.append(torch.var(rows, -1, correction=int(unbiased)))
+            first = x.ndim == 4 and (called(layer, ".*2d") or x.shape[-1] != layer.normalized_shape[-1])
+            rows = (x.movedim(1, -1) if first else x).flatten(-len(layer.normalized_shape))
+        squares = called(layer, "R(ms|MS)Norm")
+        found.append(rows.square().mean(-1) if squares else torch.var(rows, -1, correction=int(unbiased)))
 
-    handles = [layer.register_forward_pre_hook(keep) for layer in model.modules() if isinstance(layer, NORMS)]
+    handles = [layer.register_forward_pre_hook(keep) for layer in model.modules() if is_norm(layer)]
     try:
         yield found
     finally:
@@ -78,7 +83,7 @@ class Zen(StudentProxy):
 
     `variant`: the paper takes the Euclidean norm and the batch's variances; its code sums absolute values and takes
     moving averages with momentum 0.1 after both passes. The paper's networks are scored without their shortcuts, which
-    stay here. Layer and group normalisation count as batch normalisation does (ours): the paper knows only that.
+    stay here. Other normalisation counts as batch normalisation does (ours): the paper knows only that.
 
     Source: Lin et al., Zen-NAS: A Zero-Shot NAS for High-Performance Image Recognition, ICCV 2021, algorithm 1.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,7 @@ def settings(config: RunConfig) -> Settings:
         precision=fidelity.precision,
         channels_last=fidelity.channels_last,
         evaluations=fidelity.evaluations,
-        cache_limit=int(fidelity.cache_limit_mib * 2**20),
+        cache_limit=int(min(fidelity.cache_limit_mib * 2**20, sys.maxsize)),  # infinite where nothing limits it
         checkpoint_seconds=fidelity.checkpoint_seconds,
     )
 
@@ -163,7 +164,8 @@ def priors(found: SearchSpace) -> dict[str, dict[str, float]]:
         neutral = NEUTRAL.get(slot, "none")
         if neutral in entries and len(entries) > 1:
             own = NEUTRAL_WEIGHT if slot != "logits" else 1.0
-            weights[slot] = {name: own if name == neutral else 1.0 for name in entries}
+            decision = "student.transform" if slot == "transform" else slot
+            weights[decision] = {name: own if name == neutral else 1.0 for name in entries}
     return weights
 
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.identity import IDLE, shares
+from kdsearch.runs.settings import Seeds
+from kdsearch.runs.world import TeacherModel, World
+from kdsearch.search_space.recipe import Recipe, content_hash
+
 if TYPE_CHECKING:
     from kdsearch.runs.training import Training
+
+
+def made_of(recipe: Recipe, world: World, seeds: Seeds, fidelity: Fidelity, teachers: Iterable[TeacherModel]) -> str:
+    """What a training comes from, by content: a state of anything else is of no use to it."""
+    return content_hash(
+        {
+            "recipe": recipe.hash,
+            "data": world.data.fingerprint,
+            "augmentation": str(world.data.augmentation),
+            "teachers": [teacher.hash for teacher in teachers],
+            "settings": {key: value for key, value in asdict(world.settings).items() if key not in IDLE},
+            "seeds": asdict(seeds),
+            "fidelity": shares(fidelity),
+            "metric": world.judge,
+        }
+    )
 
 
 def save(training: Training, seconds: float) -> None:
@@ -15,7 +39,7 @@ def save(training: Training, seconds: float) -> None:
     assert training.state_file is not None
     average, pivot = training.classroom.average, training.classroom.pivot
     state = {
-        "recipe": training.recipe.hash,
+        "made_of": training.made_of,
         "done": training.done,
         "steps": training.steps,
         "seconds": seconds,
@@ -37,14 +61,14 @@ def save(training: Training, seconds: float) -> None:
 
 
 def restore(training: Training) -> dict[str, Any] | None:
-    """Pick up where a killed process stopped. A state of another recipe, or a torn one, is left aside."""
+    """Pick up where a killed process stopped. A state of another training, or a torn one, is left aside."""
     if training.state_file is None or not training.state_file.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(training.state_file, map_location=training.device, weights_only=True)
     except Exception:
         return None
-    if state.get("recipe") != training.recipe.hash:
+    if state.get("made_of") != training.made_of:
         return None
     for k, learner in enumerate(training.learners):
         learner.network.module.load_state_dict(state["modules"][k])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from kdsearch import proxies as proxy_room
 from kdsearch import searchers as searcher_room
@@ -26,6 +26,14 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("cannot be true or false")
+        return value
 
 
 class DataConfig(Section):
@@ -179,8 +187,9 @@ class RungConfig(Section):
     @field_validator("keep", mode="before")
     @classmethod
     def _stages(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple) and not value:
-            raise ValueError("give one share for all stages, or one for each, not an empty list")
+        given = value if isinstance(value, list | tuple) else [value]
+        if not given or not all(isinstance(share, int | float) and 0 < share <= 1 for share in given):
+            raise ValueError(f"give one share for all stages, or one for each, above 0 and at most 1, not {value!r}")
         return value
 
     def fidelity(self) -> Fidelity:

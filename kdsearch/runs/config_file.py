@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -31,6 +31,8 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
         text = source.read_text()
     except OSError as error:
         raise UserError(f"config: cannot read {str(source)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{source}: not readable as YAML: it is no text") from None
     try:
         data = yaml_text.load(text) or {}
     except yaml.YAMLError as error:
@@ -85,18 +87,18 @@ def _explain(problem: Mapping[str, Any], data: Mapping[str, Any], label: str) ->
     key = ".".join(place)
     if problem["type"] == "extra_forbidden":
         section: Any = RunConfig
-        for part in place[:-1]:
-            field = getattr(section, "model_fields", {}).get(part)
-            section = field.annotation if field is not None else section
-        known = getattr(section, "model_fields", RunConfig.model_fields)
-        return [f"{label}: unknown key {key!r}; {nearest(place[-1], known)}"]
+        for part in problem["loc"][:-1]:
+            if isinstance(part, str):  # and no place in a list
+                annotation = section.model_fields[part].annotation
+                section = next(iter(get_args(annotation)), annotation)
+        return [f"{label}: unknown key {key!r}; {nearest(place[-1], section.model_fields)}"]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "literal_error":
         expected = re.findall(r"'([^']+)'", problem["ctx"]["expected"])
         message = nearest(problem["input"], expected)
     shown = problem["input"] if not isinstance(problem["input"], dict | list | BaseModel) else None
     value = f" = {shown!r}" if shown is not None else ""
-    if key == "space":  # its problems name their own places
+    if key == "space" and problem["type"] == "value_error":  # its problems name their own places
         key = value = ""
     separator = ": " if key else ""
     return [f"{label}: {key}{value}{separator}{line}" for line in message.splitlines()]

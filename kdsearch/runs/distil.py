@@ -16,6 +16,7 @@ from kdsearch.kd_methods.strategy import AVERAGE, HYBRID, PEERS, PIVOT, SELF, Pl
 from kdsearch.proxies.rejection import reject
 from kdsearch.runs import assistants, models
 from kdsearch.runs.assistants import Costs, Given, sized
+from kdsearch.runs.checkpoint import made_of
 from kdsearch.runs.classroom import Learner
 from kdsearch.runs.data import Data
 from kdsearch.runs.fidelity import FULL, Fidelity
@@ -185,6 +186,7 @@ def _prepare(
         rate=growth.rate,
         members=[made[name].network.module for name in plan.members] if whole else [],
         state_file=checkpoint,
+        made_of=made_of(recipe, world, seeds, fidelity, {**world.teachers, **suppliers}.values()),
         progress=progress,
         metric=world.judge,
         teacher_logits=None if world.teacher is None else world.teacher.validation(world.data),
@@ -296,7 +298,8 @@ def _student(
         if note:
             notes.append(note)
             share = fidelity.kept
-            fidelity = replace(fidelity, data=fidelity.data * share, keep=1.0, resolution=math.sqrt(share))
+            resolution = fidelity.resolution * math.sqrt(share)
+            fidelity = replace(fidelity, data=fidelity.data * share, keep=1.0, resolution=resolution)
     else:
         module = models.student(recipe, data)
     network = models.network(module, data, world.settings, side=_side(recipe, data, fidelity.resolution))

@@ -67,10 +67,11 @@ class Finals:
         ]
         candidates: list[Entry] = [(recipe, "finalist", number) for recipe, number in self.finalists()]
         if len(candidates) > settings.recipes:
-            self._train(candidates, engine, min(settings.first, settings.seeds))
-            means = {standing.recipe: standing.mean for standing in self.standings()}
-            known = [entry for entry in candidates if entry[0] in means]
-            known.sort(key=lambda entry: means[entry[0]], reverse=self.ledger.primary == "maximize")
+            first = min(settings.first, settings.seeds)
+            self._train(candidates, engine, first)
+            means = self._means(first)
+            known = [entry for entry in candidates if entry[0].hash in means]
+            known.sort(key=lambda entry: means[entry[0].hash], reverse=self.ledger.primary == "maximize")
             candidates = known[: settings.recipes]
         self._train([*baselines, *candidates], engine, settings.seeds)
         winner = self.winner()
@@ -82,6 +83,14 @@ class Finals:
             there = {s.recipe for s in self.standings() if not s.role.startswith("paired")}
             self._train([entry for entry in own if entry[0] not in there], engine, settings.seeds)
         return self.standings()
+
+    def _means(self, first: int) -> dict[str, float]:
+        """Each recipe's mean over the first seeds alone, by hash: a resumed run has more of those it once chose."""
+        scores: dict[str, list[float]] = {}
+        for trial in self.ledger.trials(TrialState.COMPLETE):
+            if trial.user_attrs["seed"] < first:
+                scores.setdefault(trial.user_attrs["hash"], []).append(trial.values[0])
+        return {key: fmean(found) for key, found in scores.items()}
 
     def finalists(self) -> list[tuple[Recipe, int]]:
         """The best distinct recipes of the search, best first, baselines left out: the candidates.

@@ -58,12 +58,13 @@ class RunFolder:
                 f"--run-dir: {str(self.path)!r} holds a run already; `kdsearch resume {self.path}` goes on with it, "
                 "or name another folder"
             )
-        self._write(config)
+        (self.path / "environment.json").write_text(json.dumps(environment(config), indent=1))
+        self.write(config)
 
-    def _write(self, config: RunConfig) -> None:
+    def write(self, config: RunConfig) -> None:
+        """Keep the config; the file changes as a whole or not at all."""
         partial = self.config.with_suffix(".partial")
         config_file.write(config, partial)
-        (self.path / "environment.json").write_text(json.dumps(environment(config), indent=1))
         partial.replace(self.config)
 
     def open(self) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from contextlib import suppress
@@ -64,14 +65,24 @@ def forecast(config: RunConfig) -> dict[str, Any]:
     steps = max(len(data.train) // settings.batch_size, 1)
     full = seconds * steps * settings.epochs
     lines["full training"] = f"about {clock(full)} ({seconds * 1e3:.1f} ms a step, {steps * settings.epochs:,} steps)"
-    trials, workers = config.budget.trials or 0, max(len(assemble.workers(config)), 1)
+    workers = max(len(assemble.workers(config)), 1)
     settings_of = config.finals
     tried = settings_of.candidates or 2 * settings_of.recipes
     finals = settings_of.seeds * (settings_of.recipes + 4) + settings_of.first * max(tried - settings_of.recipes, 0)
-    upper = (trials * sum(r.epochs * r.data for r in config.fidelity.rungs) + finals) * full / workers
+    upper = searching(config, full / workers) + finals * full / workers
     beside = "teachers, and what plans train beside the student, not counted"
     lines["whole run"] = f"about {clock(upper)} on {workers} worker(s) if nothing is stopped; {beside}"
     return lines
+
+
+def searching(config: RunConfig, full: float) -> float:
+    """Seconds of the search if nothing is stopped: its trials', or the budget's where that ends first.
+
+    Args:
+        full: seconds of a full training, shared by the workers.
+    """
+    trials, seconds = (math.inf if limit is None else limit for limit in (config.budget.trials, config.budget.seconds))
+    return min(trials * full * sum(r.epochs * r.data for r in config.fidelity.rungs), seconds)
 
 
 def _spread(space: SearchSpace, sizes: Sizes) -> str:

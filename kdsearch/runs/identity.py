@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from kdsearch.runs import models
 from kdsearch.runs.data import Split
 from kdsearch.runs.fidelity import FULL, Fidelity
 from kdsearch.runs.settings import Settings
-from kdsearch.runs.world import World
+from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import content_hash
 
 IDLE = ("cache_limit", "channels_last", "checkpoint_seconds", "evaluations")
@@ -39,6 +40,7 @@ def identity(world: World, rungs: Iterable[Fidelity]) -> Identity:
     return {
         "data": content_hash([data.fingerprint, _digest(data.validation), asdict(data.augmentation), data.classes]),
         "teacher": content_hash([teacher.hash for teacher in world.teachers.values()]),
+        "given": [_given(teacher) for teacher in world.teachers.values()],
         "training": {k: v for k, v in settings.items() if k not in IDLE and v != usual[k]},
         "seed": world.seed,
         "rungs": {rung.name: shares(rung) for rung in rungs},
@@ -56,6 +58,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [name for name in COMPARED if old.get(name) != new.get(name)]
 
 
+def departures(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What a resumed run no longer shares with its own trials, by name; empty where it may go on.
+
+    Another device computes in another precision, and trains the run's teacher to slightly other weights: both may be.
+    The worlds of earlier versions do not say whether their teacher was trained by the run.
+    """
+
+    def lasting(world: Mapping[str, Any]) -> Identity:
+        training = {key: value for key, value in world["training"].items() if key != "precision"}
+        return {"data": world["data"], "teacher": world["given"] if "given" in old else None, "training": training}
+
+    return differences(lasting(old), lasting(new))
+
+
 def same_seed(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return bool(old.get("seed") == new["seed"])
 
@@ -65,6 +81,13 @@ def matching(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     known = {content_hash(rung): name for name, rung in new["rungs"].items()}
     found = {name: known.get(content_hash(rung)) for name, rung in old["rungs"].items()}
     return {name: other for name, other in found.items() if other is not None}
+
+
+def _given(teacher: TeacherModel) -> str:
+    """The weights of a teacher that came from outside, which cost the run nothing; of one that it trains, which."""
+    if teacher.seconds:
+        return f"{teacher.name}, {teacher.spec.parameters} parameters"
+    return models.state_hash(teacher.network.module)
 
 
 def _digest(split: Split) -> str:

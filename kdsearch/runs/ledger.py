@@ -121,8 +121,13 @@ class Ledger:
         return Ledger(study, config.metric, pruning.steps(config), primary, config.minimise, rungs)
 
     def inform(self, config: RunConfig, knowledge: Mapping[str, Any]) -> None:
-        """Give the searcher what it may know of the space, as far as it takes it: defaults and priors."""
-        options = searchers.asked(config.searcher.name, knowledge) | dict(config.searcher.options)
+        """Give the searcher what it may know of the space, as far as it takes it: defaults and priors.
+
+        What the config says of a decision stands in front of what is known of it.
+        """
+        options = dict(config.searcher.options)
+        for key, known in searchers.asked(config.searcher.name, knowledge).items():
+            options[key] = {**known, **(options.get(key) or {})}
         self.study.sampler = searchers.create(config.searcher.name, seed=config.seed, **options)
 
     @staticmethod
@@ -176,7 +181,8 @@ class Ledger:
             again = {"duplicate_of", "taken_from"} & set(other.user_attrs) or other.user_attrs.get(RECREATED) == SHIFTED
             if not mine and (again or not self._comparable(other, own)):
                 continue
-            values = {steps[n]: judged(other, n) for n in steps if RUNG + n in other.user_attrs}
+            found = {steps[n]: judged(other, n) for n in steps if RUNG + n in other.user_attrs}
+            values = {step: math.nan if told is None else told for step, told in found.items()}
             value = other.values[0] if other.state == TrialState.COMPLETE and other.values else None
             state = TrialState.COMPLETE if value is not None else TrialState.PRUNED
             if mine:
@@ -184,12 +190,12 @@ class Ledger:
             elif state == TrialState.PRUNED and not values:
                 continue
             # Successive halving compares what it has noted of each trial, not the reported values: of the trial itself
-            # what lies below this rung, of trials that are never stopped nothing.
+            # what lies below this rung, of trials that are never stopped nothing. It notes no NaN.
             free = not stoppable(other)
             noted = {
                 f"completed_rung_{k}": values[step]
                 for k, (name, step) in enumerate(steps.items())
-                if step in values and (name != result.name if mine else not free)
+                if not math.isnan(values.get(step, math.nan)) and (name != result.name if mine else not free)
             }
             mirror.add_trial(
                 optuna.trial.create_trial(state=state, value=value, intermediate_values=values, system_attrs=noted)

@@ -62,26 +62,37 @@ def rank(
         named: whether the config was given: its data and teacher are then used. Without one, students whose file says
             what they see are scored on N(0, 1) images under random labels.
         names: `name` or `name:option=value,...` of each proxy; all registered ones without any.
-        batch, seeds: images of a score; the seeds over which scores are averaged.
+        batch, seeds: images of a score, or all that the data has; the seeds over which scores are averaged.
 
     Returns:
-        Plain data: `rows`, one per proxy and last the combiner's; `scores`, per student; what was scored on what.
+        Plain data: `rows`, one per proxy and last the combiner's; `scores`, per student; `undefined`, by proxy and
+        student, why a proxy has no score of a student, which counts as its worst; what was scored on what.
 
     Raises:
-        UserError: an unknown proxy, or students that cannot be built for the data.
+        UserError: an unknown proxy, one that can score none of the students, or students that cannot be built for the
+            data.
     """
     judges = _judges(names)
     stage = _stage(truth, config, named, batch)
     scores: dict[str, list[float]] = {name: [] for name in judges}
     spent = dict.fromkeys(judges, 0.0)
+    students = [name for name, _ in truth.students]
     modules = [_built(student, stage, config.seed, name) for name, student in truth.students]
-    for name, proxy in judges.items():  # proxy by proxy: what a teacher says of a batch is asked once
-        began = time.process_time()
+    drawn = [(seed, *stage.batch(seed)) for seed in range(config.seed, config.seed + seeds)]
+    undefined: dict[str, dict[str, str]] = {}
+
+    def score(name: str, k: int, images: Tensor, target: Tensor, seed: int) -> float:
         try:
-            drawn = [(seed, *stage.batch(seed)) for seed in range(config.seed, config.seed + seeds)]
-            found = [[proxy.score(m, stage.teacher, x, y, seed=seed) for m in modules] for seed, x, y in drawn]
+            return judges[name].score(modules[k], stage.teacher, images, target, seed=seed)
         except ValueError as error:
-            raise UserError(f"proxy {name}: {error}") from None
+            undefined.setdefault(name, {})[students[k]] = str(error)
+            return -math.inf
+
+    for name in judges:  # proxy by proxy: what a teacher says of a batch is asked once
+        began = time.process_time()
+        found = [[score(name, k, x, y, seed) for k in range(len(modules))] for seed, x, y in drawn]
+        if len(reasons := undefined.get(name, {})) == len(modules):
+            raise UserError(f"proxy {name}: {reasons[students[0]]}")
         scores[name] = [fmean(values) for values in zip(*found, strict=True)]
         spent[name] = (time.process_time() - began) / len(modules) / seeds
         say(f"{name}: {spent[name]:.3f} s a network")
@@ -90,7 +101,6 @@ def rank(
         {"proxy": name, **_row(agreement(values, truth.accuracy, sizes)), "seconds": spent[name]}
         for name, values in scores.items()
     ]
-    students = [name for name, _ in truth.students]
     kept = {name: values for name, values in scores.items() if name.partition(":")[0] not in truth.selected}
     rows.append({**_combined(kept, truth, sizes), "seconds": sum(spent[name] for name in kept)})
     return {
@@ -98,10 +108,11 @@ def rank(
         "pairs": iso_accuracy(sizes, truth.accuracy, sizes)[1],
         "teacher": type(stage.teacher).__name__,
         "images": stage.images,
-        "batch": batch,
+        "batch": len(drawn[0][1]),
         "seeds": seeds,
         "rows": rows,
         "left_out": [name for name in scores if name not in kept],
+        "undefined": undefined,
         "scores": {
             student: {name: _plain(values[k]) for name, values in scores.items()} for k, student in enumerate(students)
         },
@@ -144,9 +155,11 @@ def _stage(truth: Truth, config: RunConfig, named: bool, batch: int) -> Stage:
         )
 
     def drawn(seed: int) -> tuple[Tensor, Tensor]:
-        ids = data.subset(1.0, seed)[:: max(1, len(data.train) // batch)][:batch]
+        labels = data.train.labels
+        ids = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+        ids = ids[(labels[ids] < 0).int().argsort(stable=True)[:batch]]  # what has no label comes last
         images = (data.train.take(ids) - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
-        return images, data.train.labels[ids]
+        return images, labels[ids]
 
     return Stage(model.network.module, data.input_shape, data.classes, config.data.name, drawn)
 
@@ -154,7 +167,7 @@ def _stage(truth: Truth, config: RunConfig, named: bool, batch: int) -> Stage:
 def _built(student: family.StudentFamily, stage: Stage | tuple[InputShape, int], seed: int, name: str) -> nn.Module:
     shape, classes = stage if isinstance(stage, tuple) else (stage.input_shape, stage.classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)
         try:
             return student.build(shape, classes)
         except (ValueError, RuntimeError) as error:
@@ -212,4 +225,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     ]
     if found["left_out"]:
         lines.append(f"not in it: {', '.join(found['left_out'])}, which was selected on these very students")
+    for name, reasons in found["undefined"].items():
+        student, reason = next(iter(reasons.items()))
+        lines.append(f"{name} has no score of {len(reasons)} students, which is its worst, such as {student}: {reason}")
     return lines

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import OperationalError
@@ -18,7 +20,7 @@ from torch import nn
 from kdsearch.errors import TrialFailure, UserError
 from kdsearch.kd_methods import ModelSpec
 from kdsearch.runs import assemble, teacher, warm_start
-from kdsearch.runs.config import RunConfig
+from kdsearch.runs.config import BudgetConfig, RunConfig
 from kdsearch.runs.data import Data
 from kdsearch.runs.driver import Driver, Tally
 from kdsearch.runs.engines import Engine
@@ -28,7 +30,7 @@ from kdsearch.runs.finals import Finals, Standing
 from kdsearch.runs.fitting import Fitting, fitting
 from kdsearch.runs.folder import RunFolder
 from kdsearch.runs.front import front
-from kdsearch.runs.identity import identity
+from kdsearch.runs.identity import departures, identity
 from kdsearch.runs.ledger import Ledger
 from kdsearch.runs.past import WORLD, Past
 from kdsearch.runs.progress import Progress
@@ -130,8 +132,8 @@ class Run:
         try:
             return self._execute(progress or Progress(), teacher_module, data, stop)
         except UserError:
-            if self._new and not self.search_ledger.trials() and not self.search_ledger.inherited():
-                self.place.abandon()
+            if self._new:
+                self._let_go()
             raise
         except (OperationalError, StorageInternalError) as error:
             line = str(error.__cause__ or error).splitlines()[0]
@@ -139,6 +141,21 @@ class Run:
                 f"study: cannot be written: {line}; what was finished before is kept. "
                 f"Go on with: kdsearch resume {self.path}"
             ) from error
+
+    def _let_go(self) -> None:
+        """Leave a folder in which nothing has been measured to a corrected config, without the study begun in it."""
+        try:
+            ledger = self.search_ledger
+        except UserError:  # a study that this run can do nothing with
+            self.place.abandon()
+            return
+        if ledger.trials() or ledger.inherited():
+            return
+        self.place.abandon()
+        if self.config.study.storage is None:  # in a shared one, another run may be at the same study
+            for name in (self.config.study.name, f"{self.config.study.name}.finals"):
+                with suppress(KeyError):
+                    optuna.delete_study(study_name=name, storage=ledger.study._storage)
 
     def _execute(
         self, say: Progress, teacher_module: nn.Module | None, data: Data | None, stop: Callable[[], bool]
@@ -219,8 +236,14 @@ class Run:
         space = assemble.space(self.space, here.teacher.spec, here.data.classes, partly=here.data.partly)
         sizes = assemble.sizes(self.config, here.data, here.teacher.spec, here.cache)
         made_of = identity(here, (rung.fidelity() for rung in self.config.fidelity.rungs))
-        if WORLD not in self.study.user_attrs or not self.search_ledger.trials():
+        known = self.study.user_attrs.get(WORLD)
+        if known is None or not self.search_ledger.trials():
             self.study.set_user_attr(WORLD, made_of)
+        elif other := departures(known, made_of):
+            raise UserError(
+                f"study: its trials were scored with other {' and '.join(other)}; go on with what the run began with "
+                "(objects of your own: kdsearch.resume(RUN).execute(teacher_module=..., data=...)), or begin a new run"
+            )
         if past is not None:
             teaches, classes = here.teacher.spec, here.data.classes
             fits = partial(_unfit, teacher=teaches, classes=classes, sizes=sizes)
@@ -277,7 +300,9 @@ class Run:
         if new:
             self.place.create(self.config)
         else:
-            self.place.open()
+            stored = self.place.open()
+            if self.config.budget != stored.budget:
+                self.place.write(self.config)  # the next resume goes on to the same end
         return self
 
     def state(self) -> dict[str, Any]:
@@ -330,16 +355,13 @@ class _Clock:
 def resume(folder: str | Path, *, trials: int | None = None, seconds: float | None = None) -> Run:
     """Open a run to go on with it, also with more trials or time than it was first given.
 
+    Either budget takes the place of the one that the run had: the one that is not named lifts.
+
     Raises:
         UserError: no run there, or in use.
     """
     run = Run(folder)
-    budget: dict[str, Any] = {}
-    if trials is not None:
-        budget["trials"] = trials
-    if seconds is not None:
-        budget["seconds"] = seconds
-    if budget:
-        merged = run.config.budget.model_copy(update=budget)
-        run = Run(folder, run.config.model_copy(update={"budget": merged}))
+    if trials is not None or seconds is not None:
+        budget = BudgetConfig(trials=trials, seconds=seconds)
+        run = Run(folder, run.config.model_copy(update={"budget": budget}))
     return run.claim(new=False)

@@ -20,7 +20,8 @@ from kdsearch.search_space.space import SearchSpace
 
 
 def scores(config: RunConfig, students: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per student: size and every proxy of the config. Without students, the families of its space.
+    """One row per student: size and every proxy of the config. Without students, the families of its space, each at
+    the space's defaults.
 
     Proxies are training-free: an untrained teacher of the config's architecture stands beside the students, unless a
     checkpoint is given.
@@ -30,7 +31,8 @@ def scores(config: RunConfig, students: Sequence[str]) -> list[dict[str, Any]]:
     given = [parse_student(text) for text in students]
     if not given:
         space = SearchSpace.from_dict(config.space)
-        given = [{"family": name} for name in space.options["student"]]
+        nodes = [space.default(student=name).student for name in space.options["student"]]
+        given = [{"family": node.name, **node.hyper} for node in nodes]
     world = World(data, teacher, settings, Path(), config.metric, config.seed)
     runner = Runner(world, Ladder(proxies=tuple(config.proxies.names)), Path())
     rows = []

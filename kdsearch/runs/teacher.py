@@ -79,7 +79,7 @@ def untrained(config: RunConfig, data: Data, settings: Settings) -> TeacherModel
     """The teacher's architecture with random weights (or its checkpoint's): for proxies and timings."""
     recipe = teacher_node(config.teacher)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.random.default_generator.manual_seed(config.seed)
         module = _module(recipe, data, config.teacher.classes or data.classes)
     if config.teacher.checkpoint is not None:
         models.load(module, Path(config.teacher.checkpoint).expanduser())

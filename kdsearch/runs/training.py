@@ -64,6 +64,7 @@ class Training:
         pivot: the teacher that learns too, where the plan has one.
         members: networks that the strategy combines with the student in what is evaluated and handed out.
         rate: factor on the student's learning rate throughout.
+        made_of: what this training comes from; a state on file of anything else is left aside.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Training:
         members: Sequence[nn.Module] = (),
         rate: float = 1.0,
         state_file: Path | None = None,
+        made_of: str = "",
         progress: Callable[[int, int, float], None] | None = None,
         metric: str = "accuracy",
         teacher_logits: Tensor | None = None,
@@ -91,7 +93,7 @@ class Training:
         self.plan, self.learners, self.fixed, self.members = plan, learners, fixed, members
         self.rate = rate
         self.transform = TRANSFORMS[recipe.transform.name](**recipe.transform.hyper)
-        self.state_file, self.progress, self.metric = state_file, progress, metric
+        self.state_file, self.made_of, self.progress, self.metric = state_file, made_of, progress, metric
         self.teacher_logits = teacher_logits  # of the validation split: what the student is compared with at its end
         self.teacher_embeddings = teacher_embeddings  # the same, where the metric asks for it throughout
         self.student = learners[0]

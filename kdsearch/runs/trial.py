@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from kdsearch import proxies as proxy_room
 from kdsearch.errors import TrialFailure
@@ -56,7 +57,7 @@ class Runner:
         if self.ladder.proxies and job.scored:
             yield self._proxies(recipe, job.seed)
         for rung in self.ladder.rungs:
-            checkpoint = self.folder / "work" / f"{job.number}-{rung.name}.pt"
+            checkpoint = self.folder / "work" / f"{recipe.hash}-{rung.name}-{job.seed}.pt"
             result = self._train(recipe, seeds, rung, checkpoint)
             result.size = size
             yield result
@@ -105,11 +106,11 @@ class Runner:
         key = architecture(recipe)
         if key not in self._scores:
             data = self.world.data
-            ids = data.subset(1.0, seed)[:: max(1, len(data.train) // PROXY_BATCH)][:PROXY_BATCH]
+            ids = _shown(data.train.labels)
             images, target = data.train.take(ids), data.train.labels[ids]
             teacher = self.world.teacher.network.module if self.world.teacher else None
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.random.default_generator.manual_seed(seed)
                 module = models.student(recipe, data).to(data.device)
             images = F.interpolate(images, size=models.input_shape(recipe, data)[1:], mode="bilinear", antialias=True)
             normal = (images - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)
@@ -124,11 +125,21 @@ class Runner:
         return self._scores[key]
 
 
+def _shown(labels: Tensor) -> Tensor:
+    """Ids of the images that proxies see, evenly over those that have a label; others where these are too few."""
+    ids, others = ((labels < 0).eq(unknown).nonzero().squeeze(1) for unknown in (False, True))
+    ids = torch.cat([ids, others[: max(0, PROXY_BATCH - len(ids))]])
+    return ids[:: max(1, len(ids) // PROXY_BATCH)][:PROXY_BATCH]
+
+
 def _result(done: Distilled, name: str, metric: str) -> RungResult:
     trained = done.trained
+    score, nll = trained.metrics[metric], trained.metrics["nll"]
+    if not math.isfinite(score) or math.isnan(nll):  # the last step may blow up behind losses that were finite
+        raise TrialFailure("non-finite", f"{metric} = {score:g} and nll = {nll:g} after the last step")
     return RungResult(
         name,
-        trained.metrics[metric],
+        score,
         done.seconds,
         metrics=trained.metrics,
         curve=trained.curve,

@@ -61,11 +61,12 @@ def read(path: str | Path) -> Truth:
     `family:key=value,...`. Anything else: lines of `713 71.01`, networks of S1 by their names.
 
     Raises:
-        UserError: unreadable, or fewer than two networks; the message names the file and the line or entry.
+        UserError: unreadable, fewer than two networks, or one of them twice; the message names the file and the line or
+            entry.
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--truth: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if path.suffix == ".json":
@@ -146,4 +147,9 @@ def _number(text: Any, where: str) -> float:
 def _checked(truth: Truth, path: Path) -> Truth:
     if len(truth.students) < 2:
         raise UserError(f"{path}: holds {len(truth.students)} students; an order needs two or more")
+    seen: dict[str, str] = {}
+    for name, student in truth.students:
+        if repr(student) in seen:  # on both sides of a cross-validation it would know its own accuracy
+            raise UserError(f"{path}: {name!r} is the student of {seen[repr(student)]!r} again; give its mean accuracy")
+        seen[repr(student)] = name
     return truth

@@ -13,6 +13,7 @@ the best recipes are tried first. What was found is noted on the new study, so t
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from kdsearch.errors import UserError
 from kdsearch.runs.config import RunConfig
+from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.hints import combined, hints, ranks
 from kdsearch.runs.identity import differences, matching, same_seed
 from kdsearch.runs.ledger import COMPARABLE, KNOWN, PROPOSED, RECREATED, RUNG, SHIFTED, Ledger
@@ -172,8 +174,8 @@ class _Taking:
         if failure.get("reason") == "invalid":  # costs nothing to be found out again
             raise LeftOut("invalid")
         recipe, answers = self._answers(attributes)
-        rungs = {name: attributes[RUNG + name] for name in self.steps if RUNG + name in attributes}
-        scores = {n: found.get("judged", found["metrics"].get(self.config.metric)) for n, found in rungs.items()}
+        rungs = {n: self._told(n, attributes[RUNG + n]) for n in self.steps if RUNG + n in attributes}
+        scores = {name: found.get("judged", found["score"]) for name, found in rungs.items()}
         values = None
         if trial.state == TrialState.COMPLETE:
             values = self._values(list(self.past.world["rungs"])[-1], rungs)
@@ -224,6 +226,16 @@ class _Taking:
         if self.fits(recipe) is not None:
             raise LeftOut("of a student that does not fit")
         return self.space.suggest(answers), answers
+
+    def _told(self, name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        """An old rung's record as this run would have written it: scores follow the metric, and so its direction."""
+        metrics = {key: value for key, value in found["metrics"].items() if value is not None}
+        score = metrics.get(self.config.metric, math.nan)
+        rung = Fidelity(name, **self.past.world["rungs"][name])
+        told = {"score": score}
+        if rung.judge != "metric":
+            told["judged"] = rung.judged(score, metrics, maximise=self.ledger.primary == "maximize")
+        return {**found, **{key: None if math.isnan(value) else value for key, value in told.items()}}
 
     def _values(self, top: str, rungs: Mapping[str, Mapping[str, Any]]) -> list[float]:
         """The objectives of this run, read off what the top rung recorded."""

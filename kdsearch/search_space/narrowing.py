@@ -21,7 +21,10 @@ def narrow(parameter: Parameter, entry: Any, where: str) -> Parameter:
     """
     try:
         if isinstance(entry, Mapping) and set(entry) == {"values"}:
-            values = tuple(parameter.check(value) for value in entry["values"])
+            given = entry["values"]
+            if not isinstance(given, list | tuple) or not given:
+                raise ValueError(f"takes values as a list with at least one of them, not {given!r}")
+            values = tuple(parameter.check(value) for value in given)
             default = parameter.default if parameter.default in values else values[0]
             return Choices(default, values)
         if isinstance(parameter, Choices):

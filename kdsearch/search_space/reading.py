@@ -58,7 +58,7 @@ def read_slot(slot: str, entries: Any, problems: list[str]) -> dict[str, dict[st
         entries = _everything(slot)
     if isinstance(entries, str):
         entries = [entries]
-    if isinstance(entries, list):
+    if isinstance(entries, list) and all(isinstance(name, str) for name in entries):
         entries = {name: {} for name in entries}
     if not isinstance(entries, Mapping) or not entries:
         problems.append(f"{where} must list names or map them to ranges, not {entries!r}")

@@ -14,7 +14,8 @@ from kdsearch import kd_methods
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import METHODS, Batch, ModelSpec, Signals
 from kdsearch.kd_methods import functional as KF
-from kdsearch.kd_methods.decomposed.joining import JoinedStages
+from kdsearch.kd_methods.decomposed.candidate import rule
+from kdsearch.kd_methods.decomposed.joining import JoinedStages, Way, tried, way
 from kdsearch.kd_methods.features.autokd import DISTANCES, RELATIONS, SCALES
 from kdsearch.kd_methods.method import KDMethod
 from kdsearch.runs.objective import Objective
@@ -49,6 +50,15 @@ CHAINS: list[dict[str, Any]] = [
     {"first": "channel", "distance": "g_l2"},
     {"first": "batch_norm", "second": "sigmoid", "distance": "pearson"},
 ]
+
+
+def test_sizes_that_agree_by_chance_are_no_reason_to_compare() -> None:
+    """64 x 8 x 8 and 256 x 4 x 4 are as many numbers, of other channels and places."""
+    after, measure = rule(("batch", "identity", "identity"), "l2")
+    student, teacher = (4, 64, 8, 8), (4, 256, 4, 4)
+    found = way(student, teacher, after)
+    assert found == Way(resized=True, connected=True)
+    tried(measure, *found(student, teacher))
 
 
 def bound(name: str, student: ModelSpec, teacher: ModelSpec, **hyper: Any) -> KDMethod:

@@ -60,6 +60,14 @@ def test_columns_take_logarithms_of_sizes_and_nothing_from_other_rows() -> None:
     assert beyond[2] == pytest.approx(standard[1, 2] - 0.5)
 
 
+def test_a_score_of_the_other_sign_is_beyond_all_that_were_seen() -> None:
+    seen = np.array([[-9.0, 9.0], [-5.0, 5.0], [-2.0, 2.0], [-0.5, 0.5]])
+    columns = Columns.learn(seen)
+    best, worst = columns(seen).max(0)[0] + 0.5, columns(seen).min(0)[1] - 0.5
+    for score in (0.0, 0.1, 3.0):
+        assert columns(np.array([[score, -score]]))[0] == pytest.approx([best, worst])
+
+
 def test_it_finds_what_tells_and_predicts_the_unseen() -> None:
     rows, accuracy = networks(80)
     combiner = Combiner.fit(rows[:40], accuracy[:40])

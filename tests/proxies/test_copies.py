@@ -64,6 +64,13 @@ def test_residual_scales_are_not_zero() -> None:
     assert not copied.drop.training
 
 
+def test_no_accelerator_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fresh(network(), 0, gaussian=True)
+    assert not seeded
+
+
 def test_a_listener_on_the_original_hears_nothing(batch: tuple[Tensor, Tensor]) -> None:
     student, heard = network(), []
     handles = [student.register_forward_hook(lambda *_: heard.append("out"))]

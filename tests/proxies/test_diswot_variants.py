@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch import proxies
-from kdsearch.proxies._last import classifier_weight, last_map_and_gradient
+from kdsearch.kd_methods.signals import UNLABELLED
+from kdsearch.proxies._last import map_and_classifier
 from kdsearch.proxies.diswot import (
     channel_similarity,
     first_image_similarity,
@@ -21,6 +22,13 @@ from kdsearch.proxies.diswot import (
 from kdsearch.search_space.students.family import create
 from tests.kd_methods.golden import agrees
 from tests.proxies.test_proxies import golden, network
+
+
+class Mean(nn.Module):
+    """Ends a network without a linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
 
 
 def test_the_first_image_alone_matches_the_golden() -> None:
@@ -37,9 +45,10 @@ def test_pooled_maps_and_weights_match_the_goldens() -> None:
     document, inputs = golden("diswot")
     case = next(c for c in document["cases"] if c["label"] == "end to end")
     teacher, student = (network(document["modules"][name]) for name in ("teacher_net", "student_net"))
-    maps = [last_map_and_gradient(m, inputs["images"], inputs["labels"])[0] for m in (student, teacher)]
-    agrees({"loss": case["relation_on_pooled_feature"]}, relation_similarity(*(m.mean((2, 3)) for m in maps)), {})
-    weights = [classifier_weight(m, inputs["images"]) for m in (student, teacher)]
+    seen = [map_and_classifier(m, inputs["images"], inputs["labels"], "weight") for m in (student, teacher)]
+    pooled = [found.mean((2, 3)) for found, _ in seen]
+    agrees({"loss": case["relation_on_pooled_feature"]}, relation_similarity(*pooled), {})
+    weights = [weight for _, weight in seen if weight is not None]
     key = next(key for key in case if key.startswith("semantic_on_fc_weight"))
     agrees({"loss": case[key]}, semantic_similarity(*weights), {})
 
@@ -65,6 +74,27 @@ def test_channels_of_every_kind_of_student(similarity: str, family: str) -> None
         student, teacher, images, target, seed=0
     )
     assert -4 < score < 0
+
+
+def test_the_relation_asks_for_no_classifier() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6)
+    plain: nn.Module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 10, 3), nn.ReLU(), nn.Flatten(2))
+    student, teacher = nn.Sequential(plain, Mean()), create("cnn", channels=6).build((1, 8, 8), 10)
+    assert -4 < proxies.create("diswot", part="relation").score(student, teacher, images, target, seed=0) < 0
+    for part in ("sum", "semantic"):
+        with pytest.raises(ValueError, match="no linear classifier"):
+            proxies.create("diswot", part=part).score(student, teacher, images, target, seed=0)
+
+
+def test_images_without_a_label_are_of_no_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, target = torch.randn(6, 1, 8, 8, generator=generator), torch.tensor([1, 2, UNLABELLED] * 2)
+    model = create("cnn", channels=4).build((1, 8, 8), 10)
+    _, found = map_and_classifier(model, images, target, "loss")
+    loss = F.cross_entropy(model(images), target, ignore_index=UNLABELLED)
+    weight = next(p for p in reversed(list(model.parameters())) if p.ndim == 2)
+    torch.testing.assert_close(found, torch.autograd.grad(loss, weight)[0])
 
 
 def test_z_scored_sum() -> None:

@@ -68,9 +68,7 @@ def test_students_of_all_kinds(name: str, family: str, batch: tuple[Tensor, Tens
 def test_a_batch_of_two(name: str, batch: tuple[Tensor, Tensor], teacher: nn.Module) -> None:
     student = create("resnet", depth=8).build((3, 16, 16), 10)
     score = proxies.create(name).score(student, teacher, batch[0][:2], batch[1][:2], seed=0)
-    assert not math.isnan(score)
-    if name != "zico":  # a part of one image each is enough, unless a layer's gradient vanishes
-        assert math.isfinite(score)
+    assert math.isfinite(score)
 
 
 @pytest.mark.parametrize("name", proxies.names())

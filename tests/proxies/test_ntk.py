@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsearch import proxies
+from kdsearch.kd_methods.signals import UNLABELLED
 from kdsearch.proxies import _kernel
 from kdsearch.proxies._fresh import fresh, frozen_statistics
 from kdsearch.proxies._weights import weights
@@ -52,6 +53,19 @@ def convolutions() -> nn.Module:
     )
 
 
+class Mixed(nn.Module):
+    """A linear layer on tokens whose first dimension is not the samples', twice as many, and on samples as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.own, self.head = nn.Linear(3, 3), nn.Linear(3, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).permute(2, 0, 1)[:10]
+        tokens = self.own(self.mix(self.mix(tokens).tanh() + self.mix(x.mean((2, 3)))))
+        return self.head(tokens.tanh().mean(0))
+
+
 def attention() -> nn.Module:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -71,6 +85,7 @@ def family(name: str, **hyper: Any) -> nn.Module:
 
 NETWORKS = {
     "shared": Shared,
+    "mixed": Mixed,
     "convolutions": convolutions,
     "attention": attention,
     "vit": lambda: family("vit", dim=48, depth=3),
@@ -97,6 +112,16 @@ def test_kernels_are_those_of_single_gradients(name: str, loss: bool) -> None:
     model = frozen_statistics(fresh(NETWORKS[name](), 0, gaussian=False).double(), images)
     found = loss_kernel(model, images, target) if loss else tangent_kernel(model, images)
     torch.testing.assert_close(found, one_at_a_time(model, images, target, loss), rtol=1e-8, atol=1e-10)
+
+
+def test_images_without_a_label_have_no_gradient() -> None:
+    images, target = draw(4, 3, 8, 8), torch.tensor([5, UNLABELLED, 2, UNLABELLED])
+    model = frozen_statistics(fresh(Shared(), 0, gaussian=False).double(), images)
+    found = loss_kernel(model, images, target)
+    labelled = torch.tensor([0, 2])
+    expected = loss_kernel(model, images[labelled], target[labelled] % 4)
+    torch.testing.assert_close(found[labelled][:, labelled], expected)
+    assert found[[1, 3]].abs().sum() == 0
 
 
 def test_both_ways_to_a_layer_agree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch import proxies
-from kdsearch.proxies._last import last_map_and_gradient
+from kdsearch.proxies._last import map_and_classifier
 from kdsearch.proxies.diswot import relation_similarity, semantic_similarity
 from kdsearch.proxies.rejection import reject
 from kdsearch.search_space.students.family import create
@@ -80,8 +80,10 @@ def test_diswot_end_to_end_matches_the_golden() -> None:
     document, inputs = golden("diswot")
     case = next(c for c in document["cases"] if c["label"] == "end to end")
     teacher, student = (network(document["modules"][name]) for name in ("teacher_net", "student_net"))
-    maps_and_gradients = [last_map_and_gradient(m, inputs["images"], inputs["labels"]) for m in (student, teacher)]
-    (s_map, s_gradient), (t_map, t_gradient) = maps_and_gradients
+    seen = [map_and_classifier(m, inputs["images"], inputs["labels"], "loss") for m in (student, teacher)]
+    (s_map, s_gradient), (t_map, t_gradient) = seen
+    assert s_gradient is not None
+    assert t_gradient is not None
     assert float(t_gradient.norm()) == pytest.approx(case["values"]["t_fc_grad"]["l2"], rel=1e-9)
     assert float(relation_similarity(s_map, t_map)) == pytest.approx(case["relation"], rel=1e-9)
     assert float(semantic_similarity(s_gradient, t_gradient)) == pytest.approx(case["semantic"], rel=1e-9)

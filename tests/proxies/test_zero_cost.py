@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.layers import LayerNorm2d, RmsNorm2d
 from torch import Tensor, nn
 
 from kdsearch import proxies
+from kdsearch.kd_methods.signals import UNLABELLED
 from kdsearch.proxies._weights import gradients, weights
 from kdsearch.proxies.autodas import autodas
 from kdsearch.proxies.fisher import fisher
@@ -129,6 +131,8 @@ def test_epe_nas_of_many_classes_compares_them() -> None:
     means = [s / int(m.sum()) for s, m in zip(sums, masks, strict=True)]
     expected = sum(abs(a - b) for a in means for b in means) / 4
     assert float(epe_nas(jacobian, target, 1000)) == pytest.approx(expected, rel=1e-9)
+    more = torch.cat([jacobian, draw(5, 30, seed=1)]), torch.cat([target, torch.full((5,), UNLABELLED)])
+    assert float(epe_nas(*more, 10)) == pytest.approx(sum(map(abs, sums)), rel=1e-9)
 
 
 class Functional(nn.Module):
@@ -196,7 +200,13 @@ def test_zen_is_blind_to_what_normalisation_divides_by() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.BatchNorm2d(6), (4, 6, 5, 5)), (nn.LayerNorm(6), (4, 7, 6)), (nn.GroupNorm(3, 6), (4, 6, 5))],
+    [
+        (nn.BatchNorm2d(6), (4, 6, 5, 5)),
+        (nn.InstanceNorm2d(6), (4, 6, 5, 5)),
+        (nn.LayerNorm(6), (4, 7, 6)),
+        (nn.RMSNorm(6), (4, 7, 6)),
+        (nn.GroupNorm(3, 6), (4, 6, 5)),
+    ],
 )
 def test_the_variance_is_what_a_layer_divides_by(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = draw(*shape).float()
@@ -204,7 +214,28 @@ def test_the_variance_is_what_a_layer_divides_by(layer: nn.Module, shape: tuple[
         out = layer(x)
     spread = (x - x.mean()).std() / (out.detach() - out.mean().detach()).std()
     assert float(found[0].mean().sqrt()) == pytest.approx(float(spread), rel=0.1)
-    assert found[0].numel() == {nn.BatchNorm2d: 6, nn.LayerNorm: 28, nn.GroupNorm: 12}[type(layer)]
+    counts = {nn.BatchNorm2d: 6, nn.InstanceNorm2d: 24, nn.LayerNorm: 28, nn.RMSNorm: 28, nn.GroupNorm: 12}
+    assert found[0].numel() == counts[type(layer)]
+
+
+@pytest.mark.parametrize("width", [5, 6])
+def test_the_channels_of_a_layer_normalisation_may_come_first(width: int) -> None:
+    x = draw(4, 6, 3, width).float() + torch.arange(6.0)[:, None, None]
+    for layer, expected in ((LayerNorm2d(6), x.var(1, correction=0)), (RmsNorm2d(6), x.square().mean(1))):
+        with variances_of(layer) as found:
+            layer(x)
+        torch.testing.assert_close(found[0], expected)
+
+
+def test_synflow_leaves_out_every_normalisation() -> None:
+    def flow(norm: Any) -> float:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 4 * 4, 2))
+        return float(synflow(model, (3, 8, 8)).detach())
+
+    expected = flow(nn.Identity())
+    for norm in (nn.RMSNorm(6), RmsNorm2d(6), nn.InstanceNorm2d(6), LayerNorm2d(6), nn.BatchNorm2d(6)):
+        assert flow(norm) == pytest.approx(expected), type(norm).__name__
 
 
 def test_autodas_is_a_closed_form() -> None:

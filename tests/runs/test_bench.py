@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -20,7 +23,7 @@ from kdsearch.runs import assemble
 from kdsearch.runs.bench import compare, load
 from kdsearch.runs.bench.grid import Grid
 from kdsearch.runs.bench.replay import Trace, replay
-from kdsearch.runs.bench.table import Table
+from kdsearch.runs.bench.table import HEADER, Table, read_config
 from kdsearch.search_space.space import SearchSpace
 
 from . import bench_table
@@ -112,7 +115,7 @@ def test_finalists_are_compared_over_all_seeds() -> None:
 def test_workers_share_the_clock_and_not_the_cost() -> None:
     found = _search(bench_table.table(), Listed({}, {}, KD, {}), trials=4, workers=2)
     assert found.clock == pytest.approx([4, 4, 8, 8])
-    assert found.seconds == pytest.approx([4, 8, 12, 16])
+    assert found.seconds == pytest.approx([8, 8, 16, 16])  # what the other worker has under way is spent, too
 
 
 def test_the_seed_decides_what_is_shown() -> None:
@@ -147,6 +150,15 @@ def test_baselines_are_the_first_trials() -> None:
     assert found.recipes[:2] == [bench_table.grid().snapped(_recipe(answers)).hash for answers in first]
 
 
+def test_baselines_are_trained_in_full_as_in_a_run() -> None:
+    class Never(optuna.pruners.BasePruner):
+        def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+            return True
+
+    found = replay(bench_table.table(), searchers.create("random", seed=0), trials=3, pruner=Never())
+    assert found.states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.PRUNED]
+
+
 def test_nll_is_another_metric_of_the_same_table() -> None:
     table = bench_table.table()
     header = {**table.header, "metric": "accuracy"}
@@ -155,8 +167,9 @@ def test_nll_is_another_metric_of_the_same_table() -> None:
     assert by_nll.best == pytest.approx(1 - table.best)
     assert {n: by_nll.regret(n) for n in by_nll.truth} == pytest.approx({n: table.regret(n) for n in table.truth})
     assert _search(by_nll, Listed({}, KD), trials=2).regret == pytest.approx([0.4, 0.0])
-    with pytest.raises(UserError, match="'top5'"):
-        type(table)(table.frame, header, "top5")
+    for metric in ("top5", ""):
+        with pytest.raises(UserError, match=f"'{metric}'"):
+            type(table)(table.frame, header, metric)
 
 
 def test_a_search_is_a_function_of_its_seed() -> None:
@@ -201,14 +214,18 @@ def test_how_soon_a_goal_is_reached() -> None:
     assert compare.reaches(np.array([[0.3, 0.2]]), 0.1) is None
 
 
-def _make(*args: object) -> str:
+def _maker() -> ModuleType:
     path = ROOT / "benchmarks" / "kdbench" / "make.py"
     spec = importlib.util.spec_from_file_location("kdbench_make", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    result = CliRunner().invoke(module.main, [str(arg) for arg in args], catch_exceptions=False)
+    return module
+
+
+def _make(*args: object) -> str:
+    result = CliRunner().invoke(_maker().main, [str(arg) for arg in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -240,12 +257,34 @@ def test_a_table_is_made_packed_and_searched(tmp_path: Path) -> None:
     assert entry.curves["full"] == pytest.approx(row["rungs"]["full"]["curve"])
     tested = [json.loads(line)["test"]["accuracy"] for line in lines if json.loads(line)["recipe"] == row["recipe"]]
     assert stored.truth[row["recipe"]] == pytest.approx(np.mean(tested))
-    page = tmp_path / "page.html"
+    page = tmp_path / "a folder to come" / "page.html"
     few = ("--searcher", "random", "--trials", "6", "--seeds", "2", "--json", "--plot", str(page))
     shown = invoke("bench", "searchers", "--table", str(table), *few)
     assert shown.exit_code == 0, shown.output
     assert json.loads(shown.stdout)[0]["searcher"] == "random"
     assert "simple regret" in page.read_text()
+    rows.write_text("\n".join(lines[:4]))
+    assert "3 recipes, 4 rows" in _make("--config", source, "--pack", table, rows)
+    refused = invoke("bench", "searchers", "--table", table, *few)
+    assert refused.exit_code == 2
+    assert "2 of 3 recipes of this space were not trained" in refused.stderr  # under both seeds, that is
+
+
+def test_a_table_is_whole_where_all_that_can_work_was_trained_under_all_seeds() -> None:
+    table = bench_table.table()
+    table.check_whole()
+    lacking = Table(table.frame.iloc[:-1], table.header)
+    with pytest.raises(UserError, match=f"1 of {len(table.truth)} recipes of this space were not trained"):
+        lacking.check_whole()
+    Table(table.frame.iloc[:-1], {**table.header, "invalid": [table.frame["recipe"].iloc[-1]]}).check_whole()
+
+
+def test_the_stored_table_knows_which_recipes_cannot_work() -> None:
+    table = load(STORED)
+    invalid = _maker().invalid(*read_config(STORED.with_suffix(".yaml")))
+    assert sorted(invalid) == table.header["invalid"]
+    assert len(invalid) == 2
+    table.check_whole()
 
 
 def _untimed(line: str) -> dict[str, object]:
@@ -258,7 +297,11 @@ def _untimed(line: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("args", "line"),
     [
-        (["--table", "nowhere.parquet"], "cannot read 'nowhere.parquet'"),
+        (["--table", "nowhere.parquet"], "cannot read 'nowhere.parquet': No such file or directory"),
+        (["--table", ROOT], "Is a directory"),
+        (["--table", STORED.with_suffix(".yaml")], "this is not a parquet file"),
+        (["--table", STORED, "--metric", ""], "--metric: ''"),
+        (["--table", STORED, "--searcher", "random:seed=3"], "every search has its own seed"),
         (["--table", STORED, "--searcher", "mtcs"], "did you mean 'mcts'"),
         (["--table", STORED, "--searcher", "mcts:explore=1"], "no option 'explore'"),
         (["--table", STORED, "--searcher", "mcts:local={"], "write NAME:KEY=VALUE"),
@@ -270,6 +313,22 @@ def test_mistakes_are_one_line(args: list[object], line: str) -> None:
     assert found.exit_code == 2
     assert line in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_tables_of_another_kind_are_one_line(tmp_path: Path) -> None:
+    table = bench_table.table()
+    alien = {**table.header, "space": {**bench_table.SPACE, "student": ["cnm"]}}
+    for header, metric, line in (
+        (table.header, "nll", "it has no column 'test_nll'"),
+        (alien, "accuracy", "did you mean 'cnn'"),
+    ):
+        path = tmp_path / "table.parquet"
+        stored = pa.Table.from_pandas(table.frame)
+        pq.write_table(stored.replace_schema_metadata({HEADER: json.dumps(header).encode()}), path)
+        found = invoke("bench", "rungs", "--table", path, "--metric", metric)
+        assert found.exit_code == 2
+        assert line in found.stderr
+        assert len(found.stderr.splitlines()) == 1
 
 
 def test_the_stored_table_is_whole() -> None:

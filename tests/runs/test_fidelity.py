@@ -12,7 +12,7 @@ import torch
 
 from kdsearch.errors import UserError
 from kdsearch.kd_methods import create
-from kdsearch.runs import config_file
+from kdsearch.runs import assemble, config_file
 from kdsearch.runs import network as networks
 from kdsearch.runs.data import Data, Split
 from kdsearch.runs.distil import distil
@@ -60,14 +60,20 @@ def test_rungs_of_a_config() -> None:
     ("fields", "said"),
     [
         ({"keep": []}, "one share for all stages, or one for each"),
-        ({"keep": [1, 1.5]}, "less than or equal to 1"),
+        ({"keep": [1, 1.5]}, "above 0 and at most 1"),
         ({"select": "entropie"}, "entropy"),
-        ({"token": 0.5}, "unknown key .*token"),
+        ({"token": 0.5}, "unknown key 'fidelity.rungs.0.token'; did you mean 'tokens'"),
+        ({"keep": 2}, r"^config: fidelity.rungs.0.keep = 2: give one share [^\n]*$"),
     ],
 )
 def test_what_a_rung_cannot_be(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         config_file.check(rung(**fields), "config")
+
+
+def test_an_infinite_cache_has_no_limit() -> None:
+    config = config_file.check({"fidelity": {"cache_limit_mib": float("inf")}}, "config")
+    assert assemble.settings(config).cache_limit > 2**60
 
 
 # the schedule

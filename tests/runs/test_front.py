@@ -170,7 +170,7 @@ def test_any_trial_is_exported(finished: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert kdsearch.load_recipe(tmp_path / "recipe.yaml").hash == chosen.user_attrs["hash"]
     provenance = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["provenance"]
-    assert provenance["validation"]["seeds"]
+    assert provenance["search"] == chosen.values[0]
     for arguments, says in (
         (["--trial", "999"], "--trial 999: no complete trial"),
         (["--trial", str(chosen.number), "--format", "onnx"], "--trial: a trial of the search leaves a recipe"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from kdsearch.errors import UserError
 from kdsearch.runs import warm_start
 from kdsearch.runs.hints import FAVOUR, PIECES, combined, hints
 from kdsearch.runs.jobs import RungResult
-from kdsearch.runs.ledger import KNOWN, RECREATED, SHIFTED
+from kdsearch.runs.ledger import KNOWN, RECREATED, SHIFTED, judged
 from kdsearch.runs.past import WORLD, open_past
 from kdsearch.runs.run import Run
 from kdsearch.search_space.recipe import Recipe
@@ -127,6 +128,25 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
         expected["outside the space"] += 1
     assert note["left_out"] == expected
     assert "left out: " in line
+
+
+def test_scores_follow_the_new_runs_metric(tmp_path: Path) -> None:
+    """A likelihood of a run that maximises would stand beside losses; what the old study holds of both is the loss."""
+    sparse, full = {**PARTS["sparse"], "judge": "likelihood"}, PARTS["full"]
+    fidelity = {"epochs": 2, "rungs": [{"name": "sparse", **sparse}, {"name": "full", **full}]}
+    before = empty(tmp_path / "a", fidelity=fidelity)
+    climb(before, {"sparse": 0.5, "full": 0.8}, recipe=kd(0.5), beside={"nll": 0.9})
+    climb(before, {"sparse": 0.2}, recipe=kd(0.6), beside={"nll": 1.6})
+    climb(before, {"sparse": 0.1}, recipe=kd(0.7), beside={"nll": math.inf})  # the study keeps no such number
+    parts = {"sparse": sparse, "full": full}
+    before.study.set_user_attr(WORLD, {**PLACE, "rungs": parts})
+    run = new(before, tmp_path / "b", metric="nll", fidelity=fidelity)
+    assert "left out: 1 stopped before any rung" in take(before, run, rungs=parts)
+    done, stopped = inherited(run)
+    steps = run.search_ledger.steps
+    assert done.intermediate_values == {steps["sparse"]: 0.9, steps["full"]: 0.9}
+    assert (judged(done, "sparse"), judged(done, "full")) == (0.9, 0.9)
+    assert stopped.intermediate_values == {steps["sparse"]: 1.6}
 
 
 def test_a_study_in_a_storage_and_both_uses_at_once(ranked: Run, tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_differences_are_paired_by_seed() -> None:
     assert not single.resolved
 
 
+def test_equal_differences_say_nothing_of_the_noise() -> None:
+    found = paired({0: 0.86, 1: 0.85, 2: 0.87}, {0: 0.8, 1: 0.79, 2: 0.81})
+    assert found is not None
+    assert found.mean == pytest.approx(0.06)
+    assert not found.resolved
+
+
 # what the headline claims
 
 
@@ -72,14 +79,14 @@ def finals(
 
 
 def test_a_gain_is_called_one(tmp_path: Path) -> None:
-    run = finals(tmp_path / "run", [0.8, 0.81, 0.82], [0.84, 0.86, 0.85], [0.9, 0.91, 0.92], tested=True)
+    run = finals(tmp_path / "run", [0.8, 0.81, 0.82], [0.84, 0.86, 0.85], [0.9, 0.91, 0.93], tested=True)
     found = headline(run, finals_rows(run))
     assert found.verdict == "gain"
-    assert found.sentence.startswith("On test the best recipe found reaches accuracy 0.9000 ± 0.0248 over 3 seeds")
-    assert "+0.1000 ± 0.0000 over no distillation (a gain)" in found.sentence
-    assert "+0.0600 ± 0.0248 over plain KD (a gain)" in found.sentence
+    assert found.sentence.startswith("On test the best recipe found reaches accuracy 0.9033 ± 0.0379 over 3 seeds")
+    assert "+0.1033 ± 0.0143 over no distillation (a gain)" in found.sentence
+    assert "+0.0633 ± 0.0379 over plain KD (a gain)" in found.sentence
     assert "best found *" in finals_table(run)
-    assert "over plain KD, test: +0.0600 ± 0.0248 (a gain)" in finals_table(run)
+    assert "over plain KD, test: +0.0633 ± 0.0379 (a gain)" in finals_table(run)
 
 
 def test_a_gain_within_noise_is_called_that(tmp_path: Path) -> None:
@@ -88,6 +95,13 @@ def test_a_gain_within_noise_is_called_that(tmp_path: Path) -> None:
     assert found.verdict == "noise"
     assert "over plain KD (within the noise of the seeds)" in found.sentence
     assert any("chosen by validation" in remark for remark in found.remarks)
+
+
+def test_a_gain_without_any_spread_is_not_called_one(tmp_path: Path) -> None:
+    run = finals(tmp_path / "run", [0.8, 0.81, 0.82], [0.84, 0.85, 0.86], [0.9, 0.91, 0.92])
+    found = headline(run, finals_rows(run))
+    assert found.verdict == "noise"
+    assert "over plain KD (the same under every seed, which tells nothing of the noise)" in found.sentence
 
 
 def test_one_seed_proves_nothing(tmp_path: Path) -> None:
@@ -110,10 +124,10 @@ def test_plain_kd_may_win(tmp_path: Path) -> None:
 
 
 def test_less_is_more_for_a_loss(tmp_path: Path) -> None:
-    run = finals(tmp_path / "run", [0.8, 0.81, 0.82], [0.7, 0.72, 0.71], [0.5, 0.51, 0.52], metric="nll")
+    run = finals(tmp_path / "run", [0.8, 0.81, 0.82], [0.7, 0.72, 0.71], [0.5, 0.51, 0.53], metric="nll")
     found = headline(run, finals_rows(run))
     assert found.verdict == "gain"
-    assert "-0.3000 ± 0.0000 over no distillation (a gain)" in found.sentence
+    assert "-0.2967 ± 0.0143 over no distillation (a gain)" in found.sentence
     assert "Lower nll is better." in found.remarks
     climb(run, {"sparse": 0.9, "full": 0.6})
     climb(run, {"sparse": 0.9, "full": 0.7})

@@ -81,7 +81,9 @@ def test_best_recipe_and_student_lie_beside_each_other(finished: Path) -> None:
     run = Run(finished)
     data = yaml.safe_load((finished / "best.yaml").read_text())
     assert kdsearch.load_recipe(finished / "best.yaml") == run.best
-    assert data["provenance"]["validation"]["seeds"] == run.finals.winner().validation  # type: ignore[union-attr]
+    winner = run.finals.winner()
+    assert winner is not None
+    assert data["provenance"]["validation"]["seeds"] == dict(enumerate(winner.validation))
     student = kdsearch.load_student(finished)
     card = json.loads((finished / "student.json").read_text())
     logits = student(torch.zeros(2, *card["input_shape"]))
@@ -105,7 +107,7 @@ def test_the_exported_student_scores_what_is_reported(finished: Path) -> None:
 
 def test_environment_and_resolved_config_are_kept(finished: Path) -> None:
     packages = json.loads((finished / "environment.json").read_text())["packages"]
-    assert packages["torch"] == torch.__version__.split("+")[0] or packages["torch"]
+    assert packages["torch"].split("+")[0] == torch.__version__.split("+")[0]
     resolved = yaml.safe_load((finished / "config.yaml").read_text())
     assert resolved["space"]["logits"]["kd"]["temperature"] == {"low": 1, "high": 20, "log": True}
     assert config_file.read(finished / "config.yaml").budget.trials == 5

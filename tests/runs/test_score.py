@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from kdsearch.errors import UserError
-from kdsearch.runs.truth import read
+from kdsearch.runs.config import RunConfig
+from kdsearch.runs.ranking import _stage
+from kdsearch.runs.truth import Truth, read
+from kdsearch.search_space.students.family import create
 
 from .tiny import invoke, kdsearch
 
@@ -73,6 +77,37 @@ def test_students_of_any_family_on_the_data_of_a_config(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_proxy_cannot_score_is_its_worst_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("\ufeffstudent,accuracy\nrnn:hidden=8,0.8\ncnn:channels=6,0.9\ncnn:channels=8,0.95\n")
+    few = ("--proxy", "autodas", "--batch", "4")
+    result = invoke("score", "--truth", path, *few)
+    assert result.exit_code == 0, result.output
+    assert "autodas has no score of 1 students, which is its worst, such as rnn:hidden=8: autodas" in result.stdout
+    found = json.loads(invoke("score", "--truth", path, *few, "--json").stdout)
+    assert found["scores"]["rnn:hidden=8"]["autodas"] is None
+    assert found["rows"][2]["tau"] == 1
+    path.write_text("student,accuracy\nrnn:hidden=8,0.8\nrnn:hidden=9,0.9\n")
+    result = invoke("score", "--truth", path, *few)
+    assert result.exit_code == 2
+    assert "proxy autodas: autodas counts convolutions" in result.stderr
+
+
+def test_a_batch_follows_its_seed_and_has_labels_first() -> None:
+    truth = Truth((("cnn", create("cnn")),), (1.0,))
+
+    def drawn(batch: int, seed: int, **data: float) -> tuple[Tensor, Tensor]:
+        return _stage(truth, RunConfig.model_validate({"data": data}), True, batch).batch(seed)
+
+    (one, _), (again, _), (other, _) = (drawn(16, seed) for seed in (0, 0, 1))
+    assert one.equal(again)
+    assert not one.equal(other)
+    assert len(drawn(5000, 0)[0]) == 900
+    labels = drawn(120, 0, labelled=0.1)[1]
+    assert labels[:80].min() >= 0
+    assert labels[100:].max() < 0
+
+
 def test_json_may_say_what_its_students_see(tmp_path: Path) -> None:
     students = [{"student": f"cnn:channels={c}", "accuracy": c} for c in (4, 5)]
     path = tmp_path / "truth.json"
@@ -104,6 +139,8 @@ def test_the_benchmarks_files_hold_64_networks() -> None:
         ("a.txt", "713 71.01\n333\n", "line 2: expected a network of S1 and its accuracy"),
         ("a.txt", "713 seventy\n333 70\n", "line 1: the accuracy must be a number, not 'seventy'"),
         ("a.txt", "713 71.01\n", "holds 1 students"),
+        ("a.txt", "713 71.01\n333 70\n713 71.02\n", "'713' is the student of '713' again"),
+        ("a.csv", "student,accuracy\ncnn,1\ncnn:channels=16,2\n", "'cnn:channels=16' is the student of 'cnn' again"),
         ("a.csv", "student,accuracy\nresnt:depth=20,1\n", "line 2: .*did you mean 'resnet'"),
         ("a.csv", "model,accuracy\nresnet,1\n", "line 2: needs a student"),
         ("a.json", '[{"student": "cnn:channels", "accuracy": 1}]', r"students.0 'cnn:channels': write FAMILY:KEY"),

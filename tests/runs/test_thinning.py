@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from kdsearch.runs import datasets
+from kdsearch.runs.distil import distil
+from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.settings import Seeds, Settings
 from kdsearch.runs.thinning import thin
+from kdsearch.runs.world import World
 from kdsearch.search_space import students
-from kdsearch.search_space.students import TRANSFORMS, StudentFamily, measure
+from kdsearch.search_space.recipe import Recipe
+from kdsearch.search_space.students import STUDENTS, TRANSFORMS, StudentFamily, measure
 
 CIFAR = (3, 32, 32)
 NONE = TRANSFORMS["none"]()
@@ -171,6 +178,17 @@ def test_what_cannot_be_thinned_comes_back_whole_with_a_reason() -> None:
     model, note = thin(Fussy(), NONE, CIFAR, 10, 0.5, 0)
     assert note == "student fussy was not thinned: this network wants eight channels"
     assert model(torch.randn(2, *CIFAR)).shape == (2, 10)
+
+
+def test_what_cannot_be_thinned_sees_less_beside_what_its_rung_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the side by the rung, and half of these pixels instead of half the channels."""
+    monkeypatch.setitem(STUDENTS._classes, "fussy", Fussy)
+    world = World(datasets.load("digits", image_size=32), None, Settings(epochs=1, evaluations=1), tmp_path)
+    recipe = Recipe.from_dict({"student": "fussy"}).without_distillation()
+    done = distil(recipe, world, Seeds.search(0), Fidelity("cheap", data=0.1, keep=0.5, resolution=0.5))
+    assert done.trained.network.side == 11
 
 
 def test_any_network_is_cut_where_its_constructor_knows_no_width() -> None:

@@ -15,8 +15,10 @@ from kdsearch.kd_methods import LOSS_SLOTS, METHODS, Need
 from kdsearch.runs import models
 from kdsearch.runs.distil import distil, examine
 from kdsearch.runs.fidelity import Fidelity
+from kdsearch.runs.jobs import SEARCH, Job, Ladder
 from kdsearch.runs.settings import Seeds
 from kdsearch.runs.training import Training
+from kdsearch.runs.trial import Runner
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.validity import problem
@@ -193,6 +195,64 @@ def test_a_torn_checkpoint_is_left_aside(world: World, tmp_path: Path) -> None:
     path.write_bytes(b"torn")
     done = distil(recipe(logits="kd"), world, Seeds.search(0), Fidelity("t", data=0.1), checkpoint=path)
     assert done.trained.epochs == 2
+
+
+def epochs_until(monkeypatch: pytest.MonkeyPatch, last: int | None = None) -> list[int]:
+    """The epochs that are trained from now on; a process that reaches `last` is killed."""
+    epoch, seen = Training._epoch, []
+
+    def watched(self: Training, *args: Any, **kwargs: Any) -> int:
+        if self.done == last:
+            raise Killed
+        seen.append(self.done)
+        return epoch(self, *args, **kwargs)
+
+    monkeypatch.setattr(Training, "_epoch", watched)
+    return seen
+
+
+def test_a_checkpoint_of_another_training_is_left_aside(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(world.settings, checkpoint_seconds=0.0)
+    here = replace(world, settings=settings)
+    assert world.teacher is not None
+    chosen, share, seeds, path = recipe(logits="kd"), Fidelity("t", data=0.1), Seeds.search(0), tmp_path / "state.pt"
+    with monkeypatch.context() as killed:
+        epochs_until(killed, 1)
+        with pytest.raises(Killed):
+            distil(chosen, here, seeds, share, checkpoint=path)
+    state = path.read_bytes()
+    same = (chosen, replace(here, settings=replace(settings, evaluations=2)), seeds, share)
+    others = [
+        (recipe(logits="dkd"), here, seeds, share),
+        (chosen, replace(here, teacher=replace(world.teacher, hash="another")), seeds, share),
+        (chosen, replace(here, settings=replace(settings, batch_size=32)), seeds, share),
+        (chosen, here, Seeds.finalist(0, 1), share),
+        (chosen, here, seeds, Fidelity("t", data=0.2)),
+    ]
+    for training, expected in [*((other, [0, 1]) for other in others), (same, [1])]:
+        path.write_bytes(state)
+        with monkeypatch.context() as patched:
+            seen = epochs_until(patched)
+            distil(*training, checkpoint=path)
+        assert seen == expected
+
+
+def test_a_trial_that_is_tried_again_goes_on_from_its_checkpoint(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = replace(world, settings=replace(world.settings, checkpoint_seconds=0.0))
+    runner = Runner(here, Ladder((Fidelity("brief", data=0.1),)), tmp_path)
+    job = Job(SEARCH, 3, recipe().to_dict(), 0, protected=True, scored=False)
+    with monkeypatch.context() as killed:
+        epochs_until(killed, 1)
+        with pytest.raises(Killed):
+            list(runner.run(job))
+    seen = epochs_until(monkeypatch)
+    assert [result.name for result in runner.run(replace(job, number=9))] == ["brief"]
+    assert seen == [1]
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_out_of_memory_halves_the_micro_batch_then_gives_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

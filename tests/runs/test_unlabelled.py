@@ -17,6 +17,7 @@ from kdsearch.runs import assemble, datasets
 from kdsearch.runs.distil import distil
 from kdsearch.runs.fidelity import Fidelity
 from kdsearch.runs.settings import Seeds
+from kdsearch.runs.trial import _shown
 from kdsearch.runs.views import ViewSpec
 from kdsearch.runs.world import TeacherModel, World
 from kdsearch.search_space.space import SearchSpace
@@ -39,6 +40,16 @@ def test_a_balanced_share_keeps_its_labels() -> None:
     assert len(data.train) == len(whole.train)
     assert data.fingerprint != whole.fingerprint
     assert (data.subset(0.5, 0)).numel() == pytest.approx(len(data.train) / 2, abs=10)
+
+
+def test_proxies_see_labelled_images() -> None:
+    whole = datasets.load("digits").train.labels
+    assert _shown(whole).equal(torch.arange(len(whole))[:: len(whole) // 64][:64])
+    for share, known in ((0.1, 64), (0.02, 20)):
+        labels = datasets.load("digits", labelled=share).train.labels
+        ids = _shown(labels)
+        assert len(ids.unique()) == 64
+        assert (labels[ids] >= 0).sum() == known == min(64, (labels >= 0).sum())
 
 
 def test_the_label_loss_is_the_mean_over_what_has_a_label() -> None:

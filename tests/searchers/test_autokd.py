@@ -96,19 +96,19 @@ def test_nothing_is_shared_between_branches() -> None:
     assert trial.suggest_categorical("leaf", LEAVES.choices) == "y"
 
 
-def test_ranks_value_pruned_trials_and_values_do_not() -> None:
-    trials = [done("a", "x", None, {1: 0.9}), done("b", "x", None), done("c", "x", 0.1)]
+def test_what_was_not_finished_is_worth_no_more_than_the_worst() -> None:
+    trials = [done("a", "x", None, {1: 0.9}), done("b", "x", None), done("b", "y", -3.0)]
 
     def arm(reward: str) -> set[Any]:
         taken = set()
         for seed in range(12):
             found = study(searchers.create("autokd", seed=seed, exploration=0.1, reward=reward))
-            found.add_trials([*trials[:2], done("c", "x", -0.1)])
+            found.add_trials([*trials, done("c", "x", -0.1)])
             taken.add(found.ask().suggest_categorical("arm", ARMS.choices))
         return taken
 
     assert arm("rank") == {"c"}
-    assert arm("value") == {"a", "b"}
+    assert arm("value") == {"c"}
 
 
 @pytest.mark.parametrize(

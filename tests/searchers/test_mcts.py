@@ -148,6 +148,27 @@ def test_interleaved_asks_get_valid_answers() -> None:
     assert tree(searched).visits == 2
 
 
+@pytest.mark.parametrize("local", [0.0, 1.0])
+def test_a_proposal_is_of_the_study_as_it_stood_when_the_trial_began(local: float) -> None:
+    """Others ask, suggest and end between a trial's decisions."""
+    names = [f"x{k}" for k in range(6)]
+
+    def started() -> tuple[optuna.Study, Trial]:
+        searched = study(MCTSSampler(seed=3, local=local))
+        searched.optimize(lambda trial: sum(trial.suggest_float(name, 0, 1) for name in names), n_trials=30)
+        return searched, searched.ask()
+
+    _, alone = started()
+    expected = [alone.suggest_float(name, 0, 1) for name in names]
+    searched, trial = started()
+    got = []
+    for name in names:
+        got.append(trial.suggest_float(name, 0, 1))
+        other = searched.ask()
+        searched.tell(other, 100.0 + sum(other.suggest_float(each, 0, 1) for each in names))
+    assert got == expected
+
+
 @pytest.mark.parametrize(("widening", "growth"), [(1.0, 0.5), (2.0, 0.4)])
 def test_widening_is_bounded(widening: float, growth: float) -> None:
     def objective(trial: Trial) -> float:

@@ -26,7 +26,7 @@ Row = tuple[dict[str, object], float]
 
 def history(rows: list[Row], running: tuple[dict[str, object], ...] = (), **options: object) -> History:
     tree = Tree()
-    known = {"p": ABC, "q": ABC, "x": X}
+    known = {"p": ABC, "q": ABC, "r": ABC, "x": X}
     for number, (params, value) in enumerate(rows):
         trial = create_trial(params=params, distributions={k: known[k] for k in params}, value=value)
         trial.number = number
@@ -43,7 +43,9 @@ def judged(found: History, prefix: list[tuple[str, float]], name: str, values: l
     model = fit(found)
     assert model is not None
     domain = Domain(ABC if name != "x" else X)
-    means, deviations = model.posterior(prefix, found.way(prefix), name, domain, np.array(values))
+    means, deviations = model.posterior(
+        prefix, found.way(prefix), found.known(prefix, name), name, domain, np.array(values)
+    )
     return means.tolist(), deviations.tolist()
 
 
@@ -67,14 +69,27 @@ def test_posterior_is_the_textbook_one() -> None:
     column = Column(Domain(ABC), np.arange(12), points, np.zeros(3))
     nodes = values.astype(np.int64)[None] + 1
     model = Model({"p": column}, nodes, range(12), y, 0, interactions=0.0, noise=0.3, pessimism=0.0)
-    means, deviations = model.posterior([], [0], "p", Domain(ABC), np.array([0.0, 1.0, 2.0]))
+    known = {value: int(value) + 1 for value in set(values.tolist())}
+    means, deviations = model.posterior([], [0], known, "p", Domain(ABC), np.array([0.0, 1.0, 2.0]))
     kernel = 1.0 + 0.15 * points @ points.T + 0.01 * (values[:, None] == values[None])
     inverse = np.linalg.inv(kernel + 0.3 * np.eye(12))
     asked = features(Domain(ABC), np.array([0.0, 1.0, 2.0]))
-    k = 1.0 + 0.15 * asked @ points.T
+    k = 1.0 + 0.15 * asked @ points.T + 0.01 * (np.arange(3.0)[:, None] == values[None])
     z = (y - y.mean()) / y.std()
     assert means == pytest.approx(k @ inverse @ z)
-    assert np.square(deviations) == pytest.approx(np.diag(1.01 + 0.15 * asked @ asked.T - k @ inverse @ k.T), abs=1e-2)
+    assert np.square(deviations) == pytest.approx(np.diag(1.01 + 0.15 * asked @ asked.T - k @ inverse @ k.T))
+
+
+def test_what_only_a_branch_knows_counts_in_it() -> None:
+    """Worth is whether three decisions differ in number: neither they nor pairs of them have an effect."""
+    names, rows = ("p", "q", "r"), []
+    for path in itertools.product("ab", repeat=3):
+        rows += [(dict(zip(names, path, strict=True)), float(path.count("a") % 2))] * 10
+    found = history(rows)
+    for p, q in itertools.product((0.0, 1.0), repeat=2):
+        means, _ = judged(found, [("p", p), ("q", q)], "r", [0.0, 1.0])
+        odd = 0 if p == q else 1
+        assert means[odd] > means[1 - odd] + 0.1
 
 
 def test_effects_are_told_apart_from_what_they_were_mixed_with() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import subprocess
@@ -323,6 +324,13 @@ def test_events_go_by_the_clock() -> None:
         *((0, False), (1, False), (1, True), (2, False), (2, True)),
         *((0, True), (3, False), (3, True)),
     ]
+
+
+def test_threads_give_the_standard_output_back() -> None:
+    before = sys.stdout, logging.getLogger("nni").level
+    found = optuna.create_study(sampler=searchers.create("nni", seed=0, tuner="tpe"))
+    found.optimize(lambda trial: sum(trial.suggest_float(f"x{k}", 0, 1) for k in range(4)), n_trials=40, n_jobs=8)
+    assert (sys.stdout, logging.getLogger("nni").level) == before
 
 
 def test_nni_stays_out_until_it_is_asked_for() -> None:

@@ -39,6 +39,8 @@ class Contender:
     def parse(text: str) -> Contender:
         """Raises UserError: not of that form, or no such searcher or option."""
         name, options = parse_named(text, "--searcher", "NAME")
+        if "seed" in options:
+            raise UserError(f"--searcher {text!r}: every search has its own seed; leave it out")
         try:
             searchers.create(name, seed=0, **options)
         except ValueError as error:

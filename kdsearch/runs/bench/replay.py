@@ -22,7 +22,8 @@ class Trace:
 
     Attributes:
         regret: after each trial, how far what would be handed out then is truly behind the best of the table.
-        seconds: virtual processor seconds that all workers had spent when the trial ended.
+        seconds: virtual processor seconds that all workers had spent when the trial ended, on others still under way
+            too.
         clock: virtual time when it ended.
         recipes: by hash; "" for proposals that no table holds, since they are invalid.
         states: how each trial ended.
@@ -50,7 +51,6 @@ class _Running:
     recipe: str
     entry: Entry | None
     rung: int
-    began: float
 
 
 def replay(
@@ -73,7 +73,7 @@ def replay(
 
     Args:
         seed: whose scores are shown; the table's first without it.
-        pruner: asked after every rung; without one, trials are trained in full at once.
+        pruner: asked after every rung, but not of the baselines; without one, trials are trained in full at once.
         reduction: rung k reports at step reduction ** k.
         finalists: how many recipes are compared in the end; 1 hands out what scored best in the search.
         baselines: whether no distillation and plain KD are the first trials, as in a run.
@@ -86,12 +86,13 @@ def replay(
             sampler=sampler,
             pruner=pruner or optuna.pruners.NopPruner(),
         )
-        for answers in table.grid.baselines() if baselines else ():
+        protected = table.grid.baselines() if baselines else []
+        for answers in protected:
             study.enqueue_trial(answers)
     found, incumbent = Trace(), ""
     leading: dict[str, float] = {}  # the finalists as they stand
     events: list[tuple[float, int, _Running]] = []
-    asked, spent = 0, 0.0
+    asked, spent, before = 0, 0.0, 0.0
 
     def start(now: float) -> None:
         nonlocal asked
@@ -99,23 +100,24 @@ def replay(
         trial = study.ask()
         recipe = table.grid.suggest(trial).hash
         entry = table.entries.get((recipe, shown))
-        running = _Running(trial, recipe if entry else "", entry, 0, now)
+        running = _Running(trial, recipe if entry else "", entry, 0)
         heapq.heappush(events, (now + _cost(running, rungs), trial.number, running))
 
     with _silent():
         for _ in range(min(workers, trials)):
             start(0.0)
         while events:
+            busy = len(events)
             now, number, run = heapq.heappop(events)
-            spent += now - run.began
+            spent, before = spent + (now - before) * busy, now
             state = TrialState.PRUNED
             if run.entry is not None and run.entry.failure is None:
                 name = rungs[run.rung]
                 score = run.entry.scores[name]
                 run.trial.report(score, reduction**run.rung)
                 last = run.rung == len(rungs) - 1
-                if not last and not run.trial.should_prune():
-                    run.rung, run.began = run.rung + 1, now
+                if not last and (number < len(protected) or not run.trial.should_prune()):
+                    run.rung += 1
                     heapq.heappush(events, (now + _cost(run, rungs), number, run))
                     continue
                 if last:

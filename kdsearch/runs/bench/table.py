@@ -44,8 +44,13 @@ def described(recipe: Recipe, size: Mapping[str, float]) -> dict[str, Any]:
     return {"spec": recipe.to_dict(), "parameters": size["parameters"], "macs": size["macs"]}
 
 
-def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, Any]]) -> str:
+def pack(
+    path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, Any]], invalid: Iterable[str] = ()
+) -> str:
     """Write rows as `benchmarks/kdbench/make.py` makes them into one Parquet file; says what it holds.
+
+    Args:
+        invalid: hashes of the grid's recipes that cannot work: no row is missing for them.
 
     Raises:
         UserError: assistants taught in some row, and none tells what they cost.
@@ -77,6 +82,7 @@ def pack(path: Path, config: RunConfig, grid: Grid, rows: Iterable[Mapping[str, 
         "metric": config.metric,
         "data": config.data.model_dump(mode="json", exclude_none=True, exclude={"root"}),
         "fidelity": config.fidelity.model_dump(mode="json"),
+        "invalid": sorted(invalid),
     }
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), HEADER: json.dumps(header).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,18 +143,26 @@ class Table:
         rungs: the ladder, the full training last.
         seeds: all of them.
         metric, maximise: what searchers are shown and judged by.
+
+    Raises:
+        UserError: no such metric.
+        ValueError: a header or frame of another kind.
     """
 
     def __init__(self, frame: pd.DataFrame, header: Mapping[str, Any], metric: str | None = None) -> None:
         self.frame, self.header = frame, dict(header)
         self.grid = Grid(SearchSpace.from_dict(header["space"]), header["cells"])
         self.rungs = [Fidelity(**rung) for rung in header["rungs"]]
-        self.metric = metric or str(header["metric"])
+        self.metric = str(header["metric"]) if metric is None else metric
         known = (str(header["metric"]), "nll")
         if self.metric not in known:
             raise UserError(f"--metric: {self.metric!r}: {nearest(self.metric, known)}")
         self._score = "nll" if self.metric == "nll" else "score"
         self.maximise = DIRECTIONS[self.metric] == "maximize"
+        found = [f"{rung.name}_{key}" for rung in self.rungs for key in (self._score, "nll", "seconds", "curve")]
+        lacking = {"recipe", "seed", "spec", "failure", f"test_{self.metric}", *found} - {*frame.columns}
+        if lacking:
+            raise ValueError(f"it has no column {min(lacking)!r}")
         self.seeds = sorted(int(s) for s in frame["seed"].unique())
 
     @cached_property
@@ -171,6 +185,17 @@ class Table:
                 row["failure"] if failed else None,
             )
         return out
+
+    def check_whole(self) -> None:
+        """Raises UserError: some recipe that can work was not trained, so that no search can be answered."""
+        invalid = set(self.header.get("invalid", ()))
+        valid = [recipe.hash for recipe in self.grid.recipes() if recipe.hash not in invalid]
+        missing = sum(any((name, seed) not in self.entries for seed in self.seeds) for name in valid)
+        if missing:
+            raise UserError(
+                f"--table: {missing} of {len(valid)} recipes of this space were not trained: searchers cannot be "
+                "compared on it; `kdsearch bench rungs` can"
+            )
 
     @cached_property
     def truth(self) -> dict[str, float]:
@@ -233,14 +258,20 @@ def load(path: str | Path, metric: str | None = None) -> Table:
         UserError: no such file, or not a table of this kind; no such metric; or pyarrow is not installed.
     """
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError("reading a benchmark's table needs pyarrow: pip install 'kdsearch[bench]'") from None
     try:
-        table = pq.read_table(path)
-    except OSError as error:
-        raise UserError(f"--table: cannot read {str(path)!r}: {str(error).splitlines()[0]}") from None
+        with Path(path).open("rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"--table: cannot read {str(path)!r}: {reason}") from None
     header = (table.schema.metadata or {}).get(HEADER)
     if header is None:
         raise UserError(f"--table: {str(path)!r} is a Parquet file, but no benchmark of recipes")
-    return Table(table.to_pandas(), json.loads(header), metric)
+    try:
+        return Table(table.to_pandas(), json.loads(header), metric)
+    except ValueError as error:
+        raise UserError(f"--table: {str(path)!r} cannot be used: {error}") from None

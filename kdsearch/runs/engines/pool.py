@@ -86,8 +86,11 @@ class PoolEngine:
         if job is None:
             return
         worker.job = job
+        self._send(worker, ("job", job), desk)
+
+    def _send(self, worker: Worker, message: tuple[str, Job | None], desk: Desk) -> None:
         try:
-            worker.pipe.send(("job", job))
+            worker.pipe.send(message)
         except OSError:
             self._replace(worker, desk)
 
@@ -97,9 +100,9 @@ class PoolEngine:
         if kind == "result":
             assert isinstance(body, RungResult)
             go_on = desk.record(job, body)
-            worker.pipe.send(("next" if go_on else "stop", None))
             if not go_on:
                 worker.job = None
+            self._send(worker, ("next" if go_on else "stop", None), desk)
         elif kind == "failure":
             worker.job = None
             desk.finish(job, body)

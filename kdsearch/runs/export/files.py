@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from optuna.trial import TrialState
 
 from kdsearch import yaml_text
 from kdsearch.errors import UserError
@@ -52,16 +54,19 @@ def write_recipe(run: Run, winner: Standing, path: Path) -> None:
     config = run.config.model_dump(mode="json")
     keep = ("data", "teacher", "teachers", "fidelity", "metric", "seed", "plugins")
     environment = json.loads((run.path / "environment.json").read_text())
+    validation, test = _by_seed(run, winner.recipe)
+    searched: dict[int | None, float] = {t.number: t.values[0] for t in run.search_ledger.trials(TrialState.COMPLETE)}
     data: dict[str, Any] = {
         "recipe": winner.recipe.to_dict(),
         "provenance": {
             "run": run.path.name,
             "study": without_password(run.config.study.storage or "study.db"),
             "trial": winner.source,
+            "search": searched.get(winner.source),
             "equation": winner.recipe.equation(),
             "hash": winner.recipe.hash,
-            "validation": _scores(winner.validation),
-            "test": _scores(winner.test),
+            "validation": _scores(validation),
+            "test": _scores(test),
             "teacher": run.study.user_attrs.get(f"teacher_{run.config.metric}"),
             "packages": environment["packages"],
             "trained": {key: config[key] for key in keep},
@@ -77,9 +82,9 @@ def of_trial(run: Run, number: int) -> Standing:
     """The recipe of a trial of the search, with its scores over the seeds where the finals have it.
 
     Raises:
-        UserError: no such trial, or one without a score.
+        UserError: no such trial, or one that was stopped or failed.
     """
-    trials = [t for t in run.search_ledger.trials() if t.values]
+    trials = run.search_ledger.trials(TrialState.COMPLETE)
     found = next((t for t in trials if t.number == number), None)
     if found is None:
         known = ", ".join(str(t.number) for t in trials[:20]) + (", ..." if len(trials) > 20 else "")
@@ -90,15 +95,26 @@ def of_trial(run: Run, number: int) -> Standing:
     confirmed = next((s for s in run.standings if s.recipe == recipe), None)
     if confirmed is not None:
         return replace(confirmed, source=number)
-    return Standing(recipe, str(found.user_attrs.get("origin")), [found.values[0]], [], number)
+    return Standing(recipe, str(found.user_attrs.get("origin")), [], [], number)
 
 
-def _scores(scores: list[float]) -> dict[str, Any] | None:
+def _by_seed(run: Run, recipe: Recipe) -> tuple[dict[int, float], dict[int, float]]:
+    """Its scores in the finals on validation and test, by finalist seed."""
+    ledger = run.finals_ledger
+    tested = ledger.study.user_attrs.get("test", {})
+    own = [t for t in ledger.trials(TrialState.COMPLETE) if t.user_attrs["hash"] == recipe.hash]
+    trials = {t.user_attrs["seed"]: t for t in sorted(own, key=lambda t: t.user_attrs["seed"])}
+    test = {seed: tested[str(t.number)][run.config.metric] for seed, t in trials.items() if str(t.number) in tested}
+    return {seed: t.values[0] for seed, t in trials.items()}, test
+
+
+def _scores(scores: Mapping[int, float]) -> dict[str, Any] | None:
     if not scores:
         return None
     from statistics import fmean, stdev
 
-    return {"mean": fmean(scores), "spread": stdev(scores) if len(scores) > 1 else 0.0, "seeds": scores}
+    spread = stdev(scores.values()) if len(scores) > 1 else 0.0
+    return {"mean": fmean(scores.values()), "spread": spread, "seeds": dict(scores)}
 
 
 def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
@@ -111,13 +127,24 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
         data = yaml_text.load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"recipe: cannot read {str(path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not readable as YAML: it is no text") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{path}{f' line {mark.line + 1}' if mark else ''}: not readable as YAML") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping with `recipe`, not {type(data).__name__}")
+    recipe = _mapping(data.get("recipe", data), "recipe", path)
+    provenance = _mapping((data.get("provenance") if "recipe" in data else None) or {}, "provenance", path)
+    trained = _mapping(provenance.get("trained") or {}, "provenance.trained", path)
     try:
-        load_plugins(((data.get("provenance") or {}).get("trained") or {}).get("plugins") or [])
-        return Recipe.from_dict(data.get("recipe", data)), data.get("provenance", {}) if "recipe" in data else {}
+        load_plugins(trained.get("plugins") or [])
+        return Recipe.from_dict(recipe), provenance
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _mapping(value: Any, name: str, path: str | Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {name} must be a mapping, not {value!r}")
+    return value

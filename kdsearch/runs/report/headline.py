@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from kdsearch.runs.report.intervals import ROUNDING
 from kdsearch.runs.report.tables import best_row, mean_text
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def _verdict(gain: dict[str, Any], sign: int) -> str:
 def _reading(gain: dict[str, Any], verdict: str) -> str:
     if gain["half_width"] is None:
         return "one seed, which cannot tell a gain from noise"
-    if gain["half_width"] == 0 and gain["mean"] == 0:
-        return "no difference at all"
+    if gain["spread"] <= ROUNDING:
+        return "the same under every seed, which tells nothing of the noise" if gain["mean"] else "no difference at all"
     return {"gain": "a gain", "loss": "a loss", "noise": "within the noise of the seeds"}[verdict]
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 LEVEL = 0.95
+ROUNDING = 1e-6
+"""Scores are single-precision shares: a spread below this is no noise that was measured."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,10 @@ class Estimate:
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval leaves zero out: a difference that the seeds' noise does not explain."""
-        return self.half_width is not None and abs(self.mean) > self.half_width
+        """Whether the interval leaves zero out: a difference that the seeds' noise does not explain. Equal values tell
+        nothing of that noise.
+        """
+        return self.half_width is not None and self.spread > ROUNDING and abs(self.mean) > self.half_width
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -68,8 +68,10 @@ class AutoKDSampler(SeededSampler):
             raise ValueError("searcher 'autokd': reward='value' takes one objective; multi-objective needs 'rank'")
         rows = np.array([standing(trial, study.directions) for trial in trials], dtype=np.float64)
         if self.options.reward == "value":
-            scored = rows.reshape(len(trials), 2)
-            return np.where(np.isposinf(scored[:, 0]) & np.isfinite(scored[:, 1]), scored[:, 1], 0.0).tolist()
+            steps, values = rows.reshape(len(trials), 2).T
+            scored = np.isposinf(steps) & np.isfinite(values)
+            # Refused and stopped trials are no better than the worst: 0 would be, where a metric is minimised.
+            return np.where(scored, values, values[scored].min() if scored.any() else 0.0).tolist()
         worth, scale = points(rows.reshape(len(trials), 1 + len(study.directions)))
         return (worth / scale).tolist()
 

@@ -144,9 +144,7 @@ class History:
 
     def arms(self, prefix: Sequence[Decision], name: str) -> dict[float, Arm]:
         """The values that trials chose for `name` after exactly these decisions, by value, in order."""
-        way = self.way(prefix)
-        known = self.tree.children[way[-1]].get(name, {}) if len(way) > len(prefix) else {}
-        depth = len(prefix)
+        known, depth = self.known(prefix, name), len(prefix)
         busy: dict[float, list[bool]] = {}  # per running trial there: whether it has gone on
         for run in self.running:
             if len(run) > depth and run[depth][0] == name and run[:depth] == prefix:
@@ -188,6 +186,11 @@ class History:
                 break
         worth = self._worth[positions[alike]]
         return Evidence.of(values[alike], worth, self._scale, runs, 1.0 - self.options.virtual_loss)
+
+    def known(self, prefix: Sequence[Decision], name: str) -> dict[float, int]:
+        """The nodes of the values that finished trials chose for `name` after exactly these decisions."""
+        way = self.way(prefix)
+        return self.tree.children[way[-1]].get(name, {}) if len(way) > len(prefix) else {}
 
     def way(self, prefix: Sequence[Decision]) -> list[int]:
         """The nodes of a prefix from the root on, as far as finished trials went."""

@@ -62,7 +62,9 @@ def _promises(
             spread = history.options.spread
             others = [domain.near(value, spread, rng) if k % 2 else domain.draw(rng) for k in range(DRAWS)]
         others = [other for other in others if other != value]
-        means, deviations = model.posterior(path[:depth], way[: depth + 1], name, domain, np.array([value, *others]))
+        means, deviations = model.posterior(
+            path[:depth], way[: depth + 1], history.known(path[:depth], name), name, domain, np.array([value, *others])
+        )
         bounds = (means + optimism * deviations)[1:]
         out.append(float(bounds.max() - means[0]) if others else -math.inf)
     return out if max(out) > -math.inf else [0.0] * len(out)

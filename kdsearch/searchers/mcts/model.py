@@ -9,7 +9,7 @@ continuation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from kdsearch.searchers.mcts.domain import Domain
 
 Floats = NDArray[np.float64]
 Decision = tuple[str, float]
+
+ELSEWHERE = -2
+"""The node of a value that no trial took: equal to none, nor to where a row has no node."""
 
 LEVEL, MAIN, NODE = 1.0, 0.15, 0.01
 """Prior variance of the average over the tree (trials crowd where it is good), of a decision's contribution, and of a
@@ -87,8 +90,9 @@ class Model:
         done = count - running
         total, squares = np.zeros((count, count)), np.zeros((count, count))
         for column in columns.values():
-            block = np.ix_(column.rows, column.rows)
             gram = column.points @ column.points.T
+            # What all rows took is most of it, and a block by index is ten times slower than all.
+            block = ... if len(column.rows) == count else np.ix_(column.rows, column.rows)
             total[block] += gram
             squares[block] += gram * gram
         together = np.zeros((count, count))
@@ -116,12 +120,19 @@ class Model:
         return LEVEL + MAIN * total + self._pair * (total * total - squares) / 2.0 + NODE * together
 
     def posterior(
-        self, prefix: Sequence[Decision], way: Sequence[int], name: str, domain: Domain, values: Floats
+        self,
+        prefix: Sequence[Decision],
+        way: Sequence[int],
+        known: Mapping[float, int],
+        name: str,
+        domain: Domain,
+        values: Floats,
     ) -> tuple[Floats, Floats]:
         """Mean and standard deviation of what each value is worth after a prefix, in the rewards' spread.
 
         Args:
-            way: the nodes of the prefix, as far as trials went.
+            way: the nodes of the prefix from the root on, as far as trials went.
+            known: value -> its node, of those that trials took after the prefix.
         """
         count = self._nodes.shape[1]
         total, squares = np.zeros(count), np.zeros(count)
@@ -136,9 +147,12 @@ class Model:
             squares[column.rows] += along * along
             length = float(point @ point)
             own, own_squares = own + length, own_squares + length * length
-        together = np.zeros(count)
-        for level, node in zip(self._nodes, way, strict=False):
+        together = np.zeros((len(values), count))
+        for level, node in zip(self._nodes, way[1:], strict=False):  # every row stands at the root
             together += level == node
+        if known and len(prefix) < len(self._nodes):
+            own_nodes = np.array([known.get(value, ELSEWHERE) for value in values.tolist()])
+            together += self._nodes[len(prefix)] == own_nodes[:, None]
         column = self._columns.get(name)
         points = column.at(values) if column else features(domain, values)
         lengths = (points * points).sum(axis=1)
@@ -148,7 +162,7 @@ class Model:
             across = points @ column.points.T
             totals[:, column.rows] += across
             all_squares[:, column.rows] += across * across
-        kernel = self._kernel(totals, all_squares, together[None])
-        prior = self._kernel(own + lengths, own_squares + lengths * lengths, np.float64(len(way)))  # type: ignore[arg-type]
+        kernel = self._kernel(totals, all_squares, together)
+        prior = self._kernel(own + lengths, own_squares + lengths * lengths, np.float64(len(prefix) + 1))  # type: ignore[arg-type]
         variance = prior - np.square(self._inverse @ kernel.T).sum(axis=0)
         return kernel @ self._weights, np.sqrt(np.maximum(variance, 1e-12))

@@ -48,10 +48,9 @@ class Prior:
             return Belief(domain, at=at)
         if not self._table:
             return Belief(domain, pieces=[float(weight) for _, weight in self._weights])
-        known = [
-            (v, w) for v, w in self._weights if isinstance(v, int | float) and domain.contains(key(distribution, v))
-        ]
-        return Belief(domain, peaks=[(domain.place(key(distribution, v)), float(w)) for v, w in known], spread=spread)
+        numbers = [(float(v), float(w)) for v, w in self._weights if isinstance(v, int | float)]
+        known = [(domain.place(v), w) for v, w in numbers if domain.contains(v)]
+        return Belief(domain, peaks=known, spread=spread)
 
 
 class Belief:

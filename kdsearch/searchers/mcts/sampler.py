@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -25,6 +25,9 @@ from kdsearch.searchers.mcts.local import Variation, variation
 from kdsearch.searchers.mcts.model import Model
 from kdsearch.searchers.mcts.priors import Prior
 from kdsearch.searchers.mcts.selection import Question, choose
+
+TURNS = 64
+"""Trials that are asked at the same time; a turn of a long study holds some megabytes."""
 
 
 class MCTSSampler(BaseSampler):
@@ -73,12 +76,11 @@ class MCTSSampler(BaseSampler):
     def _forget(self) -> None:
         self._tree = Tree()
         self._seen: dict[int, FrozenTrial] = {}  # by id: those that the tree holds
-        self._turn: _Turn | None = None
-        self._asking: int | None = None
+        self._turns: dict[int, _Turn] = {}  # by trial number
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_seen", "_turn", "_asking", "_lock")}
+        return {k: v for k, v in vars(self).items() if k not in ("_tree", "_seen", "_turns", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -97,16 +99,25 @@ class MCTSSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         with self._lock:
-            self._asking = None
+            self._turns.pop(trial.number, None)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        with self._lock:
+            self._turns.pop(trial.number, None)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         with self._lock:
-            if self._turn is None or self._asking != trial.number:
-                self._turn = self._begin(self._recall(study, trial.number), trial.number)
-                self._asking = trial.number
-            turn = self._turn
+            turn = self._turns.get(trial.number)
+            if turn is None:
+                turn = self._begin(self._recall(study, trial.number), trial.number)
+                self._turns[trial.number] = turn
+                while len(self._turns) > TURNS:
+                    del self._turns[next(iter(self._turns))]
+            elif len(turn.history.rewards) != len(self._tree.trials):  # others have ended meanwhile: the tree is larger
+                turn = replace(turn, history=self._recall(study, trial.number))
+                self._turns[trial.number] = turn
             prefix = [(name, value) for name, value, _ in decisions(trial)]
             value = self._decide(turn, trial.number, prefix, param_name, param_distribution)
         return param_distribution.to_external_repr(value)
@@ -138,7 +149,8 @@ class MCTSSampler(BaseSampler):
         near = history.evidence(prefix, name, options.nearby if borrows else 0)
         posterior = None
         if turn.model is not None:
-            posterior = partial(turn.model.posterior, prefix, history.way(prefix), name, domain)
+            known = history.known(prefix, name)
+            posterior = partial(turn.model.posterior, prefix, history.way(prefix), known, name, domain)
         prior = self._priors.get(name)
         question = Question(
             domain=domain,
@@ -193,7 +205,7 @@ class MCTSSampler(BaseSampler):
 
 @dataclass(frozen=True)
 class _Turn:
-    """One trial's view: the study as it stood, and its own draws."""
+    """One trial's view: the study, what was made of it when the trial began to suggest, and the trial's own draws."""
 
     history: History
     model: Model | None

@@ -32,7 +32,8 @@ MODULES = {
     "random": "random_tuner",
     "anneal": "hyperopt_tuner",
 }
-_GLOBAL_RANDOM = threading.Lock()
+_ONE = threading.Lock()
+"""Tuners run one at a time: the standard output, a logger's level and Python's generator are the whole process's."""
 Fill = Callable[[BaseDistribution, int, str], Any]
 """(distribution, trial's number, decision) -> a value, where a tuner needs one that the trial never had."""
 
@@ -90,7 +91,7 @@ def ask(question: Question) -> Json | None:
     """A proposal in NNI's form; None where the tuner has none to make."""
     hpo = module(question.options.tuner)
     nothing = importlib.import_module("nni").NoMoreTrialError
-    with _quiet(), contextlib.suppress(nothing):
+    with _ONE, _quiet(), contextlib.suppress(nothing):
         return _ASKED[question.options.tuner](hpo, question)
     return None
 
@@ -180,27 +181,26 @@ def _evolution(hpo: Any, question: Question) -> Json | None:
     It uses Python's global generator, which is given back as it was found.
     """
     size = question.options.population
-    with _GLOBAL_RANDOM:
-        state = random.getstate()
-        try:
-            tuner = hpo.EvolutionTuner(optimize_mode=question.mode, population_size=size)
-            tuner.update_search_space(question.space.to_nni())
-            tuner.random_state.seed(question.seed(-1, "population") % 2**32)
-            tuner.population.clear()
-            for _ in range(size):
-                tuner._random_generate_individual()
-            for trial, told in question.events:
-                if not told:
-                    _generation(tuner, question, trial.number)
-                    config = completed(question.space, trial, question.fill)
-                    tuner.running_trials[trial.number] = hpo.Individual(config=config)
-                elif (value := result(trial)) is None:
-                    tuner.trial_end(trial.number, False)
-                else:
-                    tuner.receive_trial_result(trial.number, None, value)
-            return _generation(tuner, question, question.number)
-        finally:
-            random.setstate(state)
+    state = random.getstate()
+    try:
+        tuner = hpo.EvolutionTuner(optimize_mode=question.mode, population_size=size)
+        tuner.update_search_space(question.space.to_nni())
+        tuner.random_state.seed(question.seed(-1, "population") % 2**32)
+        tuner.population.clear()
+        for _ in range(size):
+            tuner._random_generate_individual()
+        for trial, told in question.events:
+            if not told:
+                _generation(tuner, question, trial.number)
+                config = completed(question.space, trial, question.fill)
+                tuner.running_trials[trial.number] = hpo.Individual(config=config)
+            elif (value := result(trial)) is None:
+                tuner.trial_end(trial.number, False)
+            else:
+                tuner.receive_trial_result(trial.number, None, value)
+        return _generation(tuner, question, question.number)
+    finally:
+        random.setstate(state)
 
 
 def _generation(tuner: Any, question: Question, number: int) -> Json | None:
