@@ -96,7 +96,7 @@ def _reading(gain: dict[str, Any], verdict: str) -> str:
     if gain["half_width"] is None:
         return "one seed, which cannot tell a gain from noise"
     if gain["spread"] <= ROUNDING:
-        return "the same under every seed, which tells nothing of the noise" if gain["mean"] else "no difference at all"
+        return "the same under every seed: noise unknown" if gain["mean"] else "no difference at all"
     return {"gain": "a gain", "loss": "a loss", "noise": "within the noise of the seeds"}[verdict]
 
 
