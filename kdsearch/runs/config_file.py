@@ -27,18 +27,7 @@ def read(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
         UserError: all problems at once, one line each.
     """
     source = Path(path) if path is not None else DEFAULT
-    try:
-        text = source.read_text()
-    except OSError as error:
-        raise UserError(f"config: cannot read {str(source)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{source}: not readable as YAML: it is no text") from None
-    try:
-        data = yaml_text.load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{source}{place}: not readable as YAML: {getattr(error, 'problem', error)}") from None
+    data = yaml_text.read(source, "config") or {}
     if not isinstance(data, dict):
         raise UserError(f"{source}: must be a mapping of sections, not {type(data).__name__}")
     label = "the embedded default" if path is None else str(path)

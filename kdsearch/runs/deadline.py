@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 REMOVERS = frozenset({"weakref", "_weakrefset", "torch.utils.weak"})
 """Modules whose functions the interpreter calls when it frees an object."""
-
 
 GRACE = 0.1
 """Processor seconds for what is passed on the way out to clean up, before the exception is taken to be swallowed."""
@@ -32,22 +32,17 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
         if time.thread_time() > end:
             raise TimeoutError(f"not done within {seconds:g} s")
 
-    def watch(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and time.thread_time() > end and not _lost(frame):
-            raised(sys.settrace, watch_again)
-
-    def watch_again(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and time.thread_time() > end and not _lost(frame):
-            raised(sys.setprofile, watch)
-
-    def raised(relay: Callable[[Any], None], watcher: Callable[..., None]) -> None:
-        """An exception ends the watch it comes from, so the two take turns."""
+    def watch(set_next: Callable[[Any], None], frame: FrameType, event: str, argument: object) -> None:
         nonlocal end
-        end = time.thread_time() + GRACE
-        relay(watcher)
-        raise TimeoutError(f"not done within {seconds:g} s")
+        if event == "call" and time.thread_time() > end and not _lost(frame):
+            # An exception ends the watch it comes from, so that profiler and tracer take turns.
+            set_next(partial(watch, sys.setprofile if set_next is sys.settrace else sys.settrace))
+            try:
+                check()
+            finally:
+                end = time.thread_time() + GRACE
 
-    sys.setprofile(watch)
+    sys.setprofile(partial(watch, sys.settrace))
     try:
         yield check
     finally:

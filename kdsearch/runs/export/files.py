@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from optuna.trial import TrialState
 
 from kdsearch import yaml_text
@@ -123,15 +122,7 @@ def read_recipe(path: str | Path) -> tuple[Recipe, dict[str, Any]]:
     Raises:
         UserError: unreadable, or not a recipe.
     """
-    try:
-        data = yaml_text.load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"recipe: cannot read {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not readable as YAML: it is no text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}{f' line {mark.line + 1}' if mark else ''}: not readable as YAML") from None
+    data = yaml_text.read(path, "recipe")
     if not isinstance(data, dict):
         raise UserError(f"{path}: must be a mapping with `recipe`, not {type(data).__name__}")
     recipe = _mapping(data.get("recipe", data), "recipe", path)

@@ -109,7 +109,7 @@ class History:
 
     def __init__(self, tree: Tree, running: Iterable[FrozenTrial], options: MCTS) -> None:
         self.tree, self.options = tree, options
-        rows = len(tree.trials)
+        self.size = rows = len(tree.trials)  # of this moment: the tree goes on growing
         width = len(tree.standings) // rows if rows else 2
         standings = np.array(tree.standings, dtype=np.float64).reshape(rows, width)
         self._worth, self._scale = points(standings, options.reward, options.emphasis)

@@ -115,7 +115,7 @@ class MCTSSampler(BaseSampler):
                 self._turns[trial.number] = turn
                 while len(self._turns) > TURNS:
                     del self._turns[next(iter(self._turns))]
-            elif len(turn.history.rewards) != len(self._tree.trials):  # others have ended meanwhile: the tree is larger
+            elif turn.history.size != len(self._tree.trials):  # others have ended meanwhile: the tree is larger
                 turn = replace(turn, history=self._recall(study, trial.number))
                 self._turns[trial.number] = turn
             prefix = [(name, value) for name, value, _ in decisions(trial)]
