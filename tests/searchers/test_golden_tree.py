@@ -39,6 +39,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "counted": {"counted": 0.6},
     "doubt": {"doubt": 2.0},
     "optimism": {"optimism": 0.5},
+    "ahead": {"ahead": 0},
+    "length": {"length": 0.4},
     "interactions": {"interactions": 0.0},
     "noise": {"noise": 1.0},
     "candidates": {"candidates": 4},
@@ -55,7 +57,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "sharing": {"sharing": 8.0},
     "rave_bias": {"estimate": "rave", "rave_bias": 3.0},
     "nearby": {"nearby": 2},
-    "listed": {"listed": 20},
+    "listed": {"listed": 300},
     "virtual_loss": {"virtual_loss": 0.0},
 }
 """By option; those that the model does not read are set beside `COUNTING`."""

@@ -14,11 +14,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kdsearch.searchers.mcts import MCTS
 from kdsearch.searchers.mcts import fitting as fitting_module
+from kdsearch.searchers.mcts.ahead import promises
 from kdsearch.searchers.mcts.domain import Domain
+from kdsearch.searchers.mcts.features import features
 from kdsearch.searchers.mcts.fitting import fit
 from kdsearch.searchers.mcts.history import History, Tree
 from kdsearch.searchers.mcts.local import variation
-from kdsearch.searchers.mcts.model import Column, Model, features
+from kdsearch.searchers.mcts.model import Column, Model
 
 ABC, X = CategoricalDistribution(("a", "b", "c")), FloatDistribution(0.0, 1.0)
 Row = tuple[dict[str, object], float]
@@ -55,25 +57,25 @@ def judged(found: History, prefix: list[tuple[str, float]], name: str, values: l
 def test_features_average_to_zero_and_have_unit_length(distribution: optuna.distributions.BaseDistribution) -> None:
     domain, rng = Domain(distribution), Random(0)
     values = np.array(domain.values() if domain.size < 9 else [domain.at((k + 0.5) / 400) for k in range(400)])
-    found = features(domain, values)
+    found = features(domain, values, 0.15)
     assert found.mean(axis=0) == pytest.approx(0.0, abs=1e-3)
     assert np.mean((found**2).sum(axis=1)) == pytest.approx(1.0, abs=1e-2)
-    assert features(domain, np.array([domain.draw(rng)])).shape == (1, found.shape[1])
+    assert features(domain, np.array([domain.draw(rng)]), 0.15).shape == (1, found.shape[1])
 
 
 def test_posterior_is_the_textbook_one() -> None:
     """Against mean = k K⁻¹ y and variance = k(v, v) - k K⁻¹ kᵀ, written out."""
     rng = np.random.default_rng(0)
     values, y = rng.integers(0, 3, 12).astype(float), rng.normal(size=12)
-    points = features(Domain(ABC), values)
-    column = Column(Domain(ABC), np.arange(12), points, np.zeros(3))
+    points = features(Domain(ABC), values, 0.15)
+    column = Column(Domain(ABC), np.arange(12), points, np.zeros(3), 0.15)
     nodes = values.astype(np.int64)[None] + 1
-    model = Model({"p": column}, nodes, range(12), y, 0, interactions=0.0, noise=0.3, pessimism=0.0)
+    model = Model({"p": column}, nodes, range(12), y, 0, interactions=0.0, length=0.15, noise=0.3, pessimism=0.0)
     known = {value: int(value) + 1 for value in set(values.tolist())}
     means, deviations = model.posterior([], [0], known, "p", Domain(ABC), np.array([0.0, 1.0, 2.0]))
     kernel = 1.0 + 0.15 * points @ points.T + 0.01 * (values[:, None] == values[None])
     inverse = np.linalg.inv(kernel + 0.3 * np.eye(12))
-    asked = features(Domain(ABC), np.array([0.0, 1.0, 2.0]))
+    asked = features(Domain(ABC), np.array([0.0, 1.0, 2.0]), 0.15)
     k = 1.0 + 0.15 * asked @ points.T + 0.01 * (np.arange(3.0)[:, None] == values[None])
     z = (y - y.mean()) / y.std()
     assert means == pytest.approx(k @ inverse @ z)
@@ -108,13 +110,43 @@ def test_pairs_are_learnt() -> None:
         assert int(np.argmax(means)) == k
 
 
-def test_numbers_follow_a_parabola() -> None:
-    rows: list[Row] = [({"x": k / 10}, -((k / 10 - 0.7) ** 2)) for k in range(11) if k != 7]
-    means, _ = judged(history(rows), [], "x", [k / 10 for k in range(11)])
-    assert int(np.argmax(means)) == 7
+@pytest.mark.parametrize("length", [0.1, 0.15, 0.5])
+def test_numbers_tell_of_their_neighbours_by_a_gaussian(length: float) -> None:
+    """But for the mean over the line, which is taken away, and a factor."""
+    places = np.linspace(0.0, 1.0, 41)
+    found = features(Domain(X), places, length)
+    fine = np.exp(-0.5 * np.square((places[:, None] - np.linspace(0, 1, 2001)) / length)).mean(axis=1)
+    exact = np.exp(-0.5 * np.square((places[:, None] - places) / length))
+    exact = exact - fine[:, None] - fine[None] + np.trapezoid(fine, places)
+    exact /= np.trapezoid(exact.diagonal(), places)
+    assert found @ found.T == pytest.approx(exact, abs=0.02)
+
+
+def test_a_narrow_optimum_is_found_between_bad_neighbours() -> None:
+    rows: list[Row] = [({"x": x}, 1.0 if 0.5 < x < 0.7 else 0.1 * x) for x in (0.05, 0.25, 0.4, 0.55, 0.65, 0.8, 0.95)]
+    means, _ = judged(history(rows), [], "x", [0.0, 0.3, 0.6, 1.0])
+    assert int(np.argmax(means)) == 2
     few = history(rows[:3])
     _, wide = judged(few, [], "x", [0.1, 0.9])
     assert wide[1] > wide[0]
+
+
+def test_only_what_a_value_alone_leads_to_is_looked_at() -> None:
+    rng = Random(3)
+    rows: list[Row] = []
+    for _ in range(30):
+        p = rng.choice("abc")
+        own: dict[str, object] = {"x": rng.random()} if p == "a" else {}
+        rows.append(({"p": p, **own, "q": rng.choice("abc")}, rng.random()))
+    found = history(rows)
+    assert found.tree.own("p", 0.0) == ["x"]
+    assert found.tree.own("p", 1.0) == found.tree.own("q", 0.0) == found.tree.own("r", 0.0) == []
+    model = fit(found)
+    assert model is not None
+    bounds = promises(found, model, [], "p", np.array([0.0, 1.0]), 1.0, Random(0))
+    assert np.isfinite(bounds).tolist() == [True, False]
+    mean, deviation = model.posterior([], [0], found.known([], "p"), "p", Domain(ABC), np.array([0.0]))
+    assert bounds[0] > mean[0] + deviation[0]
 
 
 def test_running_trials_take_away_doubt_and_a_little_hope() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch.searchers.mcts.domain import Domain
+from kdsearch.searchers.mcts.features import features
 from kdsearch.searchers.mcts.history import NOWHERE, History
-from kdsearch.searchers.mcts.model import Column, Model, features
+from kdsearch.searchers.mcts.model import Column, Model
 
 MEMORY = 1000
 """Finished trials that a model is made of: beyond them, the better half and the newer half of the rest."""
@@ -36,9 +37,9 @@ def fit(history: History) -> Model | None:
         domain = Domain(tree.domains[name][1])
         taken = np.concatenate([values[order], [v for _, v in under_way]])
         where = np.concatenate([at[order], np.array([k for k, _ in under_way], dtype=np.int64)])
-        points = features(domain, taken)
+        points = features(domain, taken, options.length)
         centre = _centre(points[: len(order)], rewards[rows][at[order]])
-        columns[name] = Column(domain, where, points - centre, centre)
+        columns[name] = Column(domain, where, points - centre, centre, options.length)
     return Model(
         columns,
         _nodes(history, rows, running),
@@ -46,6 +47,7 @@ def fit(history: History) -> Model | None:
         rewards[rows],
         len(running),
         interactions=options.interactions,
+        length=options.length,
         noise=options.noise,
         pessimism=options.virtual_loss,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +58,23 @@ class Tree:
     standings: array[float] = field(default_factory=lambda: array("d"))
     trials: dict[int, FrozenTrial] = field(default_factory=dict)
     domains: dict[str, tuple[int, BaseDistribution]] = field(default_factory=dict)
+    _latest: dict[Decision, int] = field(default_factory=dict)  # the highest number of a trial that took it
+    _sole: dict[tuple[str, str], float | None] = field(default_factory=dict)  # of two decisions, the later first
     _sizes: dict[tuple[int, str], float] = field(default_factory=dict)
     _ended: set[int] = field(default_factory=set)
 
     def add(self, trial: FrozenTrial, directions: Sequence[StudyDirection]) -> None:
         """Take in a finished trial."""
         position = len(self.trials)
-        path = [0]
+        path, taken = [0], dict[str, float]()
         for name, value, distribution in decisions(trial):
             node = path[-1]
+            for earlier, chosen in taken.items():
+                sole = self._sole.setdefault((name, earlier), chosen)
+                if sole != chosen:
+                    self._sole[name, earlier] = None
+            taken[name] = value
+            self._latest[name, value] = max(self._latest.get((name, value), -1), trial.number)
             self._sizes[node, name] = max(self._sizes.get((node, name), 0.0), size(distribution))
             siblings = self.children[node].setdefault(name, {})
             if value not in siblings:
@@ -87,6 +96,15 @@ class Tree:
         self._ended.add(path[-1])
         for node in reversed(path):
             self.closed[node] = self._exhausted(node)
+
+    def own(self, name: str, value: float) -> list[str]:
+        """The decisions right behind a value that no other value of `name` leads to, by the latest trial with it."""
+        trial = self.trials.get(self._latest.get((name, value), -1))
+        if trial is None or not np.ptp(self.takers[name][1]):
+            return []
+        names = list(trial.params)
+        behind = names[names.index(name) + 1 :]
+        return list(takewhile(lambda later: self._sole.get((later, name)) == value, behind))
 
     def _exhausted(self, node: int) -> bool:
         """A trial ended here and none went on; or all values of what comes next are there, and exhausted."""

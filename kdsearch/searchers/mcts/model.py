@@ -8,7 +8,6 @@ continuation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsearch.searchers.mcts.domain import Domain
+from kdsearch.searchers.mcts.features import features
 
 Floats = NDArray[np.float64]
 Decision = tuple[str, float]
@@ -28,21 +28,6 @@ LEVEL, MAIN, NODE = 1.0, 0.15, 0.01
 node's, in units of the rewards' variance. Values are ours."""
 
 
-def features(domain: Domain, values: Floats) -> Floats:
-    """Values as points whose inner product is the kernel, [N, d]: mean zero and variance about one over the domain.
-
-    Choices, and numbers with up to three values, are told apart; other numbers are read off a parabola over their
-    line: Legendre's first two polynomials of the place.
-    """
-    size = domain.size
-    if domain.categorical or size <= 3:
-        index = np.rint((values - domain.low) / domain.step) if domain.step else np.zeros(len(values))
-        out = (index[:, None] == np.arange(int(size))).astype(np.float64) - 1.0 / size
-        return out * math.sqrt(size / max(1.0, size - 1.0))
-    u = 2.0 * np.clip(domain.places(values), 0.0, 1.0) - 1.0
-    return np.stack([math.sqrt(1.5) * u, math.sqrt(2.5) * (1.5 * u * u - 0.5)], axis=1)
-
-
 @dataclass
 class Column:
     """One decision in the rows that took it: which rows, and their points about the centre."""
@@ -51,9 +36,10 @@ class Column:
     rows: NDArray[np.int64]
     points: Floats
     centre: Floats
+    length: float
 
     def at(self, values: Floats) -> Floats:
-        return features(self.domain, values) - self.centre
+        return features(self.domain, values, self.length) - self.centre
 
 
 class Model:
@@ -66,6 +52,7 @@ class Model:
         rewards: of the finished rows.
         running: how many of the rows, the last ones, are still under way and have no reward.
         interactions: prior variance of a pair of decisions, as a share of `MAIN`.
+        length: how far numbers tell of others, as a share of their line.
         noise: variance of a reward about what its decisions make it, as a share of the rewards' variance.
         pessimism: standard deviations by which a running row is taken to end below its prediction.
 
@@ -81,11 +68,12 @@ class Model:
         rewards: Floats,
         running: int,
         interactions: float,
+        length: float,
         noise: float,
         pessimism: float,
     ) -> None:
         self.numbers = list(numbers)
-        self._columns, self._nodes, self._pair = columns, nodes, interactions * MAIN
+        self._columns, self._nodes, self._pair, self._length = columns, nodes, interactions * MAIN, length
         count = nodes.shape[1]
         done = count - running
         total, squares = np.zeros((count, count)), np.zeros((count, count))
@@ -154,7 +142,7 @@ class Model:
             own_nodes = np.array([known.get(value, ELSEWHERE) for value in values.tolist()])
             together += self._nodes[len(prefix)] == own_nodes[:, None]
         column = self._columns.get(name)
-        points = column.at(values) if column else features(domain, values)
+        points = column.at(values) if column else features(domain, values, self._length)
         lengths = (points * points).sum(axis=1)
         totals = np.repeat(total[None], len(values), axis=0)
         all_squares = np.repeat(squares[None], len(values), axis=0)

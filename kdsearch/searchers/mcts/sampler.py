@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from kdsearch.searchers.mcts import MCTS
+from kdsearch.searchers.mcts.ahead import promises
 from kdsearch.searchers.mcts.domain import Domain, key
 from kdsearch.searchers.mcts.evidence import State
 from kdsearch.searchers.mcts.fitting import fit
@@ -147,10 +148,11 @@ class MCTSSampler(BaseSampler):
         anywhere = history.evidence([], name, 0)
         borrows = turn.model is not None or options.sharing > 0
         near = history.evidence(prefix, name, options.nearby if borrows else 0)
-        posterior = None
+        posterior = ahead = None
         if turn.model is not None:
             known = history.known(prefix, name)
             posterior = partial(turn.model.posterior, prefix, history.way(prefix), known, name, domain)
+            ahead = partial(promises, history, turn.model, prefix, name, optimism=turn.optimism, rng=rng)
         prior = self._priors.get(name)
         question = Question(
             domain=domain,
@@ -160,6 +162,7 @@ class MCTSSampler(BaseSampler):
             first=self._default(name, distribution),
             belief=prior.on(distribution, domain, options.spread) if prior is not None else None,
             posterior=posterior,
+            ahead=ahead,
             added=turn.optimism,
             avoided=varied.value if varied is not None and name == varied.name else None,
         )

@@ -33,6 +33,7 @@ class Question:
         first: tried before any other untried value, a published default say.
         belief: priors of the values.
         posterior: of a model: mean and standard deviation of values.
+        ahead: of a model: bounds of what values alone lead to.
         added: how many of those standard deviations are added to the mean.
         avoided: a value that is taken only where there is no other.
     """
@@ -44,6 +45,7 @@ class Question:
     first: float | None = None
     belief: Belief | None = None
     posterior: Posterior | None = None
+    ahead: Callable[[Floats], Floats] | None = None
     added: float = 1.0
     avoided: float | None = None
 
@@ -71,7 +73,7 @@ def choose(question: Question, options: MCTS, rng: Random) -> float:
 
 
 def modelled(asked: Question, posterior: Posterior, options: MCTS, rng: Random) -> float:
-    """The value with the largest posterior mean + optimism · standard deviation + bias.
+    """The value with the largest posterior mean + optimism · standard deviation + bias, there or further on.
 
     The model takes what is still undecided as good trials decided it. That it could be decided better yet counts as
     `doubt` / (1 + n) more variance, where n trials took the value. A prior takes bias · (1 - weight) / (1 + n̄) away,
@@ -85,6 +87,8 @@ def modelled(asked: Question, posterior: Posterior, options: MCTS, rng: Random) 
     means, deviations = posterior(np.array(values))
     visits = np.array([asked.anywhere.about(value)[0] for value in values])
     scores = means + asked.added * np.sqrt(np.square(deviations) + options.doubt / (1.0 + visits))
+    if asked.ahead is not None and listed(asked.domain, options):
+        scores = np.maximum(scores, asked.ahead(np.array(values)))
     if asked.belief is not None and options.prior_bias:
         weights = np.array([asked.belief.weight(value) for value in values])
         unlikely = 1.0 - weights / max(1e-12, weights.max())
