@@ -239,6 +239,16 @@ class SearchSpace:
                     recipes.append(recipe)
         return recipes
 
+    def decisions(self) -> dict[str, Parameter]:
+        """Every question that the walk may ask, by name; what the space holds fixed is never asked."""
+        out: dict[str, Parameter] = {"ce.weight": self.ce_weight, "features.pairing": self.pairing}
+        for slot, entries in self.options.items():
+            first, *_ = known = tuple(entries)
+            out["student.transform" if slot == "transform" else slot] = Choices(first, known)
+            place = "student" if slot == "transform" else slot
+            out |= {f"{place}.{name}.{key}": p for name, hyper in entries.items() for key, p in hyper.items()}
+        return {name: parameter for name, parameter in out.items() if not fixed(parameter)}
+
     def size(self) -> tuple[int, int]:
         """Number of distinct discrete structures, and the largest number of continuous decisions in one of them."""
         return Counter(self).result()
