@@ -40,7 +40,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "doubt": {"doubt": 2.0},
     "optimism": {"optimism": 0.5},
     "ahead": {"ahead": 0},
-    "length": {"length": 0.4},
+    "length": {"length": 0.15},
     "interactions": {"interactions": 0.0},
     "noise": {"noise": 1.0},
     "candidates": {"candidates": 4},

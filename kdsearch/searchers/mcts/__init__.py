@@ -38,7 +38,7 @@ class MCTS(Searcher):
     optimism: float = Float(1.5, low=0.5, high=3, doc="model: standard deviations added, times a draw with mean 1")
     doubt: float = Float(0.0, low=0, high=2, doc="model: variance of what lies behind a value, over 1 + its trials")
     interactions: float = Float(0.2, low=0.05, high=0.5, doc="model: weight of pairs of decisions beside single ones")
-    length: float = Float(0.15, low=0.1, high=0.5, log=True, domain=(0.1, 2), doc="model: reach of a number")
+    length: float = Float(0.3, low=0.1, high=0.5, log=True, domain=(0.1, 2), doc="model: reach of a number")
     noise: float = Float(0.2, low=0.05, high=0.5, domain=(1e-3, 1e3), doc="model: share of the reward that is chance")
     candidates: int = Int(12, low=8, high=48, domain=(1, 1e4), doc="model: numbers drawn to choose from")
     ahead: int = Int(6, low=2, high=12, domain=(0, 1e3), doc="model: draws of what a value alone leads to; 0: none")
