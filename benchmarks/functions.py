@@ -23,7 +23,7 @@ from kdsearch import searchers
 from kdsearch.runs.named import parse_named
 from kdsearch.runs.report.intervals import estimate
 
-SEARCHERS = ("random", "tpe", "gp", "nni:tuner=tpe", "evolution", "mcts", "mcts:ahead=0")
+SEARCHERS = ("random", "tpe", "gp", "nni:tuner=tpe", "evolution", "mcts", "mcts:ahead=0", "mcts:length=0.15")
 
 
 @dataclass(frozen=True)
