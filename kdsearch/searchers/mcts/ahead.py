@@ -1,4 +1,4 @@
-"""Looking ahead: what a value promises with the decisions that it alone leads to."""
+"""Looking ahead: what a value promises with the decisions that directly follow it and no other."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def promises(
     """The largest mean + optimism · standard deviation found behind each value; -inf behind a plain one.
 
     A method whose first numbers were bad may be the best one with others. The model takes what is undecided as good
-    trials decided it, which says nothing of those numbers: so the decisions that only this value leads to are taken
-    here in turn, each as the best of `ahead` draws. Source: playouts by the tree's own policy, Coulom, CG 2006.
+    trials decided it, which says nothing of those numbers: so the decisions that directly follow this value alone are
+    taken here in turn, each as the best of `ahead` draws. Source: playouts by the tree's own policy, Coulom, CG 2006.
     """
     draws, found = history.options.ahead, np.full(len(values), -np.inf)
     if not draws:
