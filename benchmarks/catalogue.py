@@ -24,6 +24,7 @@ import torch
 from kdsearch.errors import TrialFailure
 from kdsearch.kd_methods import LOSS_SLOTS, METHODS, SLOTS
 from kdsearch.runs import assemble, config_file
+from kdsearch.runs.bench.lines import kept
 from kdsearch.runs.distil import _prepare, distil
 from kdsearch.runs.fidelity import FULL
 from kdsearch.runs.report.intervals import Estimate, estimate, paired
@@ -67,8 +68,7 @@ def matched(recipe: Recipe, world: World) -> Recipe:
 def scores(recipe: Recipe, world: World, seeds: int, out: Path) -> dict[int, dict[str, float]]:
     """Validation accuracy and seconds by seed, read back where they are known."""
     known: dict[int, dict[str, float]] = {}
-    for line in out.read_text().splitlines() if out.exists() else []:
-        row = json.loads(line)
+    for row in kept(out):
         if row["recipe"] == recipe.hash:
             known[row["seed"]] = row
     for seed in range(seeds):

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from kdsearch import yaml_text
 from kdsearch.errors import TrialFailure
 from kdsearch.runs import assemble
+from kdsearch.runs.bench.lines import kept
 from kdsearch.runs.bench.table import read_config
 from kdsearch.runs.config import RunConfig, RungConfig
 from kdsearch.runs.distil import distil
@@ -112,8 +113,7 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known: dict[tuple[str, str, str], Row] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            row = json.loads(line)
+        for row in kept(path):
             self.known[row["recipe"], row["fidelity"], row["seed"]] = row
 
     def make(self, recipe: Recipe, world: World, config: RunConfig, seed: str, fidelity: Fidelity) -> Row:

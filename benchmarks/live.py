@@ -25,6 +25,7 @@ import torch
 
 import kdsearch
 from kdsearch.runs import config_file
+from kdsearch.runs.bench.lines import kept
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.finals import Standing
 from kdsearch.runs.metrics import DIRECTIONS
@@ -88,12 +89,8 @@ def searched(config: RunConfig, common: Path) -> dict[str, Any]:
 
 
 def known(out: Path, settings: str) -> list[dict[str, Any]]:
-    """The rows that are there. A last line that was cut short by a kill is taken off."""
-    text = out.read_text() if out.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        out.write_text(whole)
-    rows = [json.loads(line) for line in whole.splitlines()]
+    """The rows that are there."""
+    rows = kept(out)
     if any(row.get("settings") != settings for row in rows):
         raise click.ClickException(f"--out: {out} holds searches of another config or time; name another file")
     return rows

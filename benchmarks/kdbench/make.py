@@ -24,6 +24,7 @@ import torch
 from kdsearch.errors import TrialFailure
 from kdsearch.runs import assemble
 from kdsearch.runs.bench.grid import Grid
+from kdsearch.runs.bench.lines import kept
 from kdsearch.runs.bench.table import described, pack, read_config
 from kdsearch.runs.config import RunConfig
 from kdsearch.runs.distil import Distilled, distil
@@ -72,16 +73,6 @@ def trained(recipe: Recipe, world: World, config: RunConfig, seed: int) -> dict[
     return row
 
 
-def known(path: Path) -> set[tuple[str, int]]:
-    """What is there already. A last line that was cut short by a kill is taken off."""
-    text = path.read_text() if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {(row["recipe"], row["seed"]) for row in rows}
-
-
 def invalid(config: RunConfig, grid: Grid) -> list[str]:
     """Recipes of the grid that cannot work, by hash. What the teacher has learnt does not matter to that."""
     data = assemble.data(config, torch.device("cpu"))
@@ -120,7 +111,7 @@ def main(
     recipes = list(grid.recipes())
     if limit is not None:
         recipes = [recipes[i * len(recipes) // limit] for i in range(min(limit, len(recipes)))]
-    done = known(out)
+    done = {(row["recipe"], row["seed"]) for row in kept(out)}
     with tempfile.TemporaryDirectory() as folder:
         world = assemble.world(settings, cache or Path(folder), "cpu")
         spec = world.teacher.spec if world.teacher else None

@@ -12,9 +12,9 @@ from kdsearch import proxies as proxy_room
 from kdsearch import searchers as searcher_room
 from kdsearch.errors import UserError
 from kdsearch.kd_methods import METHODS
-from kdsearch.parameters import Choices
 from kdsearch.registry import load_plugins, nearest
 from kdsearch.runs.fidelity import Fidelity, Judge, Select
+from kdsearch.runs.told import check_told
 from kdsearch.search_space.recipe import Recipe
 from kdsearch.search_space.space import SearchSpace
 
@@ -375,28 +375,10 @@ class RunConfig(Section):
                 f"minimise: searcher {self.searcher.name} takes a single objective, and {self.metric} is one; "
                 f"use {', '.join(able)}"
             )
-        self._knowledge()
-        return self
-
-    def _knowledge(self) -> None:
-        """What a searcher is told of decisions is about decisions of this space, and choices that they have."""
         told = searcher_room.asked(self.searcher.name, self.searcher.options)
-        if not any(told.values()):
-            return
-        known = SearchSpace.from_dict(self.space).decisions()
-        for option, by_name in told.items():
-            where = f"searcher.options.{option}"
-            for name, said in (by_name or {}).items():
-                if name not in known:
-                    alike = [other for other in known if other.split(".")[0] == str(name).split(".")[0]]
-                    plain = [other for other in known if "." not in other]
-                    raise ValueError(f"{where}: the space asks for no {name!r}; {nearest(name, alike or plain)}")
-                parameter = known[name]
-                if isinstance(parameter, Choices):
-                    offered = parameter.searched or parameter.options
-                    for choice in said if isinstance(said, Mapping) else [said]:
-                        if choice not in offered:
-                            raise ValueError(f"{where}: {name} has no {choice!r}; {nearest(choice, map(str, offered))}")
+        if any(told.values()):
+            check_told(told, SearchSpace.from_dict(self.space))
+        return self
 
 
 def parse_duration(text: str) -> float:

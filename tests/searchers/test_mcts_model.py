@@ -68,7 +68,7 @@ def test_posterior_is_the_textbook_one() -> None:
     rng = np.random.default_rng(0)
     values, y = rng.integers(0, 3, 12).astype(float), rng.normal(size=12)
     points = features(Domain(ABC), values, 0.15)
-    column = Column(Domain(ABC), np.arange(12), points, np.zeros(3), 0.15)
+    column = Column(Domain(ABC), np.arange(12), points, np.zeros(3))
     nodes = values.astype(np.int64)[None] + 1
     model = Model({"p": column}, nodes, range(12), y, 0, interactions=0.0, length=0.15, noise=0.3, pessimism=0.0)
     known = {value: int(value) + 1 for value in set(values.tolist())}

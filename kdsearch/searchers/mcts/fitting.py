@@ -39,7 +39,7 @@ def fit(history: History) -> Model | None:
         where = np.concatenate([at[order], np.array([k for k, _ in under_way], dtype=np.int64)])
         points = features(domain, taken, options.length)
         centre = _centre(points[: len(order)], rewards[rows][at[order]])
-        columns[name] = Column(domain, where, points - centre, centre, options.length)
+        columns[name] = Column(domain, where, points - centre, centre)
     return Model(
         columns,
         _nodes(history, rows, running),

@@ -36,10 +36,9 @@ class Column:
     rows: NDArray[np.int64]
     points: Floats
     centre: Floats
-    length: float
 
-    def at(self, values: Floats) -> Floats:
-        return features(self.domain, values, self.length) - self.centre
+    def at(self, values: Floats, length: float) -> Floats:
+        return features(self.domain, values, length) - self.centre
 
 
 class Model:
@@ -129,7 +128,7 @@ class Model:
             column = self._columns.get(taken)
             if column is None:
                 continue
-            point = column.at(np.array([value]))[0]
+            point = column.at(np.array([value]), self._length)[0]
             along = column.points @ point
             total[column.rows] += along
             squares[column.rows] += along * along
@@ -142,7 +141,7 @@ class Model:
             own_nodes = np.array([known.get(value, ELSEWHERE) for value in values.tolist()])
             together += self._nodes[len(prefix)] == own_nodes[:, None]
         column = self._columns.get(name)
-        points = column.at(values) if column else features(domain, values, self._length)
+        points = column.at(values, self._length) if column else features(domain, values, self._length)
         lengths = (points * points).sum(axis=1)
         totals = np.repeat(total[None], len(values), axis=0)
         all_squares = np.repeat(squares[None], len(values), axis=0)
